@@ -1,0 +1,177 @@
+"""What an agent's rows mean: memories, sessions, namespaces and policies.
+
+A memory is a document row in the agent's namespace. The functions here translate between the row's fields (short, stable
+names on disk) and the nouns the services and the API speak. Times are Unix seconds unless a name ends in ``_ms``.
+Called by `memory/` (to make and read rows) and by `shard/` (to index them).
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+import msgspec
+
+PREVIEW_CHARS = 200
+MAX_CONTENT_CHARS = 100_000
+MAX_TAGS = 256
+MAX_TAG_CHARS = 256
+DEFAULT_IMPORTANCE = 0.5
+FEEDBACK_HISTORY = 100
+
+
+class MemoryType(enum.StrEnum):
+    EPISODIC = "episodic"
+    SEMANTIC = "semantic"
+    PROCEDURAL = "procedural"
+    WORKING = "working"
+
+
+class Signal(enum.StrEnum):
+    UPVOTE = "upvote"
+    DOWNVOTE = "downvote"
+    FLAG = "flag"
+    POSITIVE = "positive"
+    NEGATIVE = "negative"
+    NEUTRAL = "neutral"
+
+
+class Field:
+    """Names of the fields of a document row. On disk and on the wire between nodes: append, never rename."""
+
+    TEXT = "text"
+    VECTOR = "vector"
+    MODEL = "model"
+    TOKENS = "tokens"
+    PASSAGES = "passages"
+    METADATA = "metadata"
+    TYPE = "type"
+    IMPORTANCE = "importance"
+    TAGS = "tags"
+    SESSION = "session"
+    CREATED = "created"
+    UPDATED = "updated"
+    EVENT_TIME = "event_time"
+    TTL = "ttl"
+    EXPIRES = "expires"
+    LANG = "lang"
+    DECAY_FLAG = "decay_flag"
+    FEEDBACK = "feedback"
+    EXTRA = "extra"
+
+
+class Memory(msgspec.Struct, kw_only=True, omit_defaults=False):
+    """A memory as clients see it (shared shape `Memory` of the wire contract)."""
+
+    id: str
+    content: str
+    agent_id: str
+    namespace: str
+    memory_type: str = MemoryType.EPISODIC.value
+    importance: float = DEFAULT_IMPORTANCE
+    tags: list[str] = []
+    session_id: str | None = None
+    metadata: dict[str, Any] | None = None
+    created_at: int = 0
+    updated_at: int | None = None
+    last_accessed_at: int = 0
+    access_count: int = 0
+    ttl_seconds: int | None = None
+    expires_at: int | None = None
+    embedding_model: str | None = None
+    event_time: float | None = None
+    decay_flag: bool = False
+
+
+class ScoredMemory(msgspec.Struct, kw_only=True):
+    """A memory found by recall or search. ``score`` is what the list is ordered by."""
+
+    memory: Memory
+    score: float
+    weighted_score: float | None = None
+    smart_score: float | None = None
+    vector_score: float | None = None
+    text_score: float | None = None
+    depth: int | None = None
+    explain: dict[str, Any] | None = None
+
+
+class FeedbackEntry(msgspec.Struct, kw_only=True):
+    signal: str
+    timestamp: int
+    old_importance: float
+    new_importance: float
+
+
+class Session(msgspec.Struct, kw_only=True):
+    id: str
+    session_id: str
+    agent_id: str
+    started_at: int
+    ended_at: int | None = None
+    summary: str | None = None
+    metadata: dict[str, Any] | None = None
+    memory_count: int = 0
+
+
+def memory_fields(
+    *,
+    content: str,
+    memory_type: str,
+    importance: float,
+    tags: list[str],
+    created: int,
+    session_id: str | None = None,
+    metadata: dict[str, Any] | None = None,
+    event_time: float | None = None,
+    ttl_seconds: int | None = None,
+    expires_at: int | None = None,
+    lang: str | None = None,
+) -> dict[str, Any]:
+    """Row fields of a new memory, without its vector. None means absent."""
+    return {
+        Field.TEXT: content,
+        Field.TYPE: memory_type,
+        Field.IMPORTANCE: importance,
+        Field.TAGS: tags or None,
+        Field.SESSION: session_id,
+        Field.METADATA: metadata,
+        Field.CREATED: created,
+        Field.EVENT_TIME: event_time,
+        Field.TTL: ttl_seconds,
+        Field.EXPIRES: expires_at,
+        Field.LANG: lang,
+    }
+
+
+def memory_of(
+    memory_id: str,
+    agent_id: str,
+    namespace: str,
+    fields: dict[str, Any],
+    *,
+    access_count: int = 0,
+    last_access_ms: int = 0,
+) -> Memory:
+    """The memory a document's visible fields describe."""
+    created = int(fields.get(Field.CREATED) or 0)
+    return Memory(
+        id=memory_id,
+        content=fields.get(Field.TEXT) or "",
+        agent_id=agent_id,
+        namespace=namespace,
+        memory_type=fields.get(Field.TYPE) or MemoryType.EPISODIC.value,
+        importance=float(fields.get(Field.IMPORTANCE, DEFAULT_IMPORTANCE)),
+        tags=list(fields.get(Field.TAGS) or ()),
+        session_id=fields.get(Field.SESSION),
+        metadata=fields.get(Field.METADATA),
+        created_at=created,
+        updated_at=fields.get(Field.UPDATED) or created,
+        last_accessed_at=last_access_ms // 1000 or created,
+        access_count=access_count,
+        ttl_seconds=fields.get(Field.TTL),
+        expires_at=fields.get(Field.EXPIRES),
+        embedding_model=fields.get(Field.MODEL),
+        event_time=fields.get(Field.EVENT_TIME),
+        decay_flag=bool(fields.get(Field.DECAY_FLAG)),
+    )
