@@ -32,8 +32,7 @@ class Kind(enum.IntEnum):
 
     DOCUMENT = 1
     USAGE = 2
-    SESSION = 3
-    EDGE = 4
+    EDGE = 3
 
 
 class RowKey(msgspec.Struct, frozen=True, array_like=True, order=True, gc=False):
