@@ -1,0 +1,1 @@
+"""Bytes at rest: the row store, the object store, caches, bucket segments and view snapshots."""

@@ -1,0 +1,488 @@
+"""The row store of a node: ordered byte keys in column families, durable on return, one fsync for all that wait.
+
+``commit`` puts work in a bounded queue. One disk thread takes everything that arrived while the previous fsync ran (a
+*group*), writes each batch unsynced, syncs the log once, and then answers every caller of the group::
+
+    callers   c1 c2 c3 ....... c4 c5 c6 c7 ......
+    disk      [w1 w2 w3 | fsync] [w4 w5 w6 w7 | fsync]
+    answers                    ^1 2 3                 ^4 5 6 7
+
+Invariants:
+
+- No caller is answered before an fsync that began after its write. An empty batch is answered after the group's fsync
+  too: what its ``prepare`` read may have been written a moment before by another commit of the group.
+- One batch is one RocksDB write: after any crash it is there as a whole or not at all.
+- ``prepare`` functions run one at a time on the disk thread, in queue order, and see the writes of all earlier commits:
+  a read-merge-write of a key needs no other lock.
+- When the disk fails, every caller of the group is told, nothing is acknowledged, and the store refuses commits until
+  ``recover`` has reopened the files and written a probe. A failed fsync is never retried on the same file: the kernel
+  may have dropped the dirty pages and would report success. Reads go on where RocksDB still answers them.
+
+Reads do not wait for durability: a row may be read between its write and its fsync. Views are updated after ``commit``.
+
+Called by the shards (rows, digests, hints), by the node (its own identity and boot number) and by backup (checkpoints).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from enum import Enum
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, overload
+
+import msgspec
+
+from dakera_cluster.model.errors import DakeraError, OverloadedError, StorageError
+from dakera_cluster.storage.batches import WriteBatch
+from dakera_cluster.storage.rocks import (
+    DEFAULT_FAMILY,
+    Cursor,
+    RocksHandle,
+    RowStoreSettings,
+    prefix_end,
+    storage_error,
+)
+
+T = TypeVar("T")
+
+PAGE_ROWS = 256
+PAGE_BYTES = 256 * 1024
+PROBE_KEY = b"probe"
+READER_THREADS = 2
+REOPEN_ATTEMPTS = 20
+REOPEN_PAUSE_S = 0.05
+
+
+class ReadView(Protocol):
+    """What a ``prepare`` function may read: everything written before it, durable or not."""
+
+    def get(self, family: str, key: bytes) -> bytes | None: ...
+
+    def multi_get(self, family: str, keys: Sequence[bytes]) -> list[bytes | None]: ...
+
+
+Prepare = Callable[[ReadView], tuple[WriteBatch, T]]
+"""Reads, and returns the batch to write and the value for the caller. Runs on the disk thread: short, no waiting."""
+
+
+class StoreState(Enum):
+    OPEN = "open"
+    FAILED = "failed"
+    CLOSED = "closed"
+
+
+class FamilySize(msgspec.Struct, frozen=True):
+    """Estimated number of rows, bytes in files and bytes in memory of one column family."""
+
+    rows: int
+    disk_bytes: int
+    memory_bytes: int
+
+
+class RowStoreStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Counters since the store was opened, and what waits now."""
+
+    state: StoreState
+    failure: str | None
+    queued_commits: int
+    queued_bytes: int
+    commits: int
+    refused: int
+    groups: int
+    syncs: int
+    rows: int
+    written_bytes: int
+    largest_group: int
+    sync_seconds: float
+    slowest_sync_ms: float
+    free_bytes: int
+    families: dict[str, FamilySize]
+
+
+class _Item:
+    """One commit in the queue. ``work`` is a batch, a prepare function, or None for a request to recover."""
+
+    __slots__ = ("error", "future", "size_bytes", "value", "work")
+
+    def __init__(self, work: WriteBatch | Prepare[Any] | None, size_bytes: int) -> None:
+        self.work = work
+        self.size_bytes = size_bytes
+        self.future: Future[Any] = Future()
+        self.value: Any = None
+        self.error: BaseException | None = None
+
+
+class RowStore:
+    """See the module docstring. Built by ``RowStore.open``; used from one or many event loops and threads."""
+
+    def __init__(self, path: Path, families: Sequence[str], settings: RowStoreSettings) -> None:
+        self.path = path
+        self.settings = settings
+        self._family_names = tuple(families)
+        self._handle: RocksHandle | None = RocksHandle(path, families, settings)
+        self._cursors: weakref.WeakSet[Cursor] = weakref.WeakSet()
+        self._ready = threading.Condition()
+        self._queue: deque[_Item] = deque()
+        self._queued_bytes = 0
+        self._state = StoreState.OPEN
+        self._failure: str | None = None
+        self._commits = self._refused = self._groups = self._syncs = self._rows = self._written_bytes = 0
+        self._largest_group = 0
+        self._sync_seconds = self._slowest_sync_s = 0.0
+        self._readers = ThreadPoolExecutor(READER_THREADS, thread_name_prefix="dakera-read")
+        self._thread = threading.Thread(target=self._run, name="dakera-disk", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def open(cls, path: Path | str, families: Sequence[str], *, settings: RowStoreSettings | None = None) -> RowStore:
+        """Open or create the store in the directory ``path`` with at least these column families.
+
+        Blocks while the log is replayed. Raises StorageError when another process has it open or it cannot be read,
+        CorruptionError when its files are damaged.
+        """
+        return cls(Path(path), families, settings or RowStoreSettings())
+
+    @property
+    def state(self) -> StoreState:
+        return self._state
+
+    @property
+    def failure(self) -> str | None:
+        """Why commits are refused, or None."""
+        return self._failure
+
+    @overload
+    async def commit(self, work: WriteBatch, *, size_bytes: int = 0) -> None: ...
+
+    @overload
+    async def commit(self, work: Prepare[T], *, size_bytes: int = 0) -> T: ...
+
+    async def commit(self, work: WriteBatch | Prepare[T], *, size_bytes: int = 0) -> T | None:
+        """Apply a batch, or what a prepare function makes of the present rows, and return when it is durable.
+
+        ``size_bytes`` is what a prepare function is expected to write; it counts towards the queue's bound.
+        Raises OverloadedError when the queue is full, StorageError when the store has failed or is closed or the disk
+        fails during this commit (the rows may or may not survive then), and whatever ``work`` raises, in which case
+        nothing of it was written. A caller that is cancelled while it waits leaves the outcome open.
+        """
+        value: T | None = await asyncio.wrap_future(self._submit(work, size_bytes))
+        return value
+
+    def commit_blocking(self, work: WriteBatch | Prepare[T], *, size_bytes: int = 0) -> T | None:
+        """``commit`` for a thread without an event loop."""
+        value: T | None = self._submit(work, size_bytes).result()
+        return value
+
+    async def delete_range(self, family: str, start: bytes, end: bytes) -> None:
+        """Remove every key in ``[start, end)``, durably."""
+        await self.commit(WriteBatch().delete_range(family, start, end))
+
+    async def recover(self) -> None:
+        """Reopen a failed store and prove that it can write. Raises StorageError, and stays failed, when it cannot."""
+        item = _Item(None, 0)
+        with self._ready:
+            if self._state is StoreState.CLOSED:
+                raise StorageError("row store: closed")
+            if self._state is StoreState.OPEN:
+                return
+            self._queue.append(item)
+            self._ready.notify()
+        await asyncio.wrap_future(item.future)
+
+    def get(self, family: str, key: bytes) -> bytes | None:
+        """The value of ``key``, or None. KeyError for an unknown column family, StorageError from the disk."""
+        return self._open_handle().get(family, key)
+
+    def multi_get(self, family: str, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The values of ``keys`` in their order; None for each that is not there."""
+        return self._open_handle().multi_get(family, keys)
+
+    def scan(
+        self,
+        family: str,
+        *,
+        prefix: bytes | None = None,
+        start: bytes | None = None,
+        end: bytes | None = None,
+        reverse: bool = False,
+        limit: int | None = None,
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Rows of ``prefix``, or of ``[start, end)``, in key order, as of now. For short scans or worker threads."""
+        cursor = self._cursor(family, prefix, start, end, reverse=reverse)
+        left = limit if limit is not None else -1
+        while left and (page := cursor.take(PAGE_ROWS if left < 0 else min(left, PAGE_ROWS), PAGE_BYTES)):
+            yield from page
+            left -= len(page) if left > 0 else 0
+
+    async def pages(
+        self,
+        family: str,
+        *,
+        prefix: bytes | None = None,
+        start: bytes | None = None,
+        end: bytes | None = None,
+        reverse: bool = False,
+        page_rows: int = PAGE_ROWS,
+        page_bytes: int = PAGE_BYTES,
+    ) -> AsyncIterator[list[tuple[bytes, bytes]]]:
+        """Like ``scan``, as pages that are read in a worker thread. The view is of the moment of the first page."""
+        loop = asyncio.get_running_loop()
+        cursor = self._cursor(family, prefix, start, end, reverse=reverse)
+        while page := await loop.run_in_executor(self._readers, cursor.take, page_rows, page_bytes):
+            yield page
+
+    async def checkpoint(self, path: Path | str) -> None:
+        """Write a consistent copy to ``path``, which must not exist, sharing files by hard links where it can.
+
+        It holds every commit acknowledged before the call, and perhaps later ones.
+        """
+        handle = self._open_handle()
+        await asyncio.get_running_loop().run_in_executor(self._readers, handle.checkpoint, Path(path))
+
+    async def compact(self, family: str) -> None:
+        """Give the space of deleted rows back to the file system."""
+        handle = self._open_handle()
+        await asyncio.get_running_loop().run_in_executor(self._readers, handle.compact, family)
+
+    def approximate_size(self, family: str) -> FamilySize:
+        """Estimate of one column family, from counters RocksDB keeps."""
+        for name, rows, disk_bytes, memory_bytes in self._open_handle().properties():
+            if name == family:
+                return FamilySize(rows, disk_bytes, memory_bytes)
+        raise KeyError(family)
+
+    def stats(self) -> RowStoreStats:
+        """A snapshot of the counters; never raises."""
+        handle = self._handle
+        families: dict[str, FamilySize] = {}
+        free_bytes = 0
+        if handle is not None and self._state is not StoreState.CLOSED:
+            with contextlib.suppress(Exception):
+                families = {name: FamilySize(*sizes) for name, *sizes in handle.properties() if name != DEFAULT_FAMILY}
+                free_bytes = handle.free_bytes()
+        return RowStoreStats(
+            state=self._state,
+            failure=self._failure,
+            queued_commits=len(self._queue),
+            queued_bytes=self._queued_bytes,
+            commits=self._commits,
+            refused=self._refused,
+            groups=self._groups,
+            syncs=self._syncs,
+            rows=self._rows,
+            written_bytes=self._written_bytes,
+            largest_group=self._largest_group,
+            sync_seconds=self._sync_seconds,
+            slowest_sync_ms=self._slowest_sync_s * 1e3,
+            free_bytes=free_bytes,
+            families=families,
+        )
+
+    def close(self) -> None:
+        """Finish the queued commits, sync and close. Blocks until the disk thread has ended. Idempotent."""
+        with self._ready:
+            if self._state is StoreState.CLOSED:
+                return
+            was = self._state
+            self._state = StoreState.CLOSED
+            self._ready.notify()
+        self._thread.join()
+        self._readers.shutdown(wait=True)
+        handle, self._handle = self._handle, None
+        self._drop_cursors()
+        if handle is not None:
+            try:
+                handle.close()
+            except StorageError:
+                if was is StoreState.OPEN:
+                    raise
+
+    def _cursor(
+        self, family: str, prefix: bytes | None, start: bytes | None, end: bytes | None, *, reverse: bool
+    ) -> Cursor:
+        if prefix is not None:
+            if start is not None or end is not None:
+                raise ValueError("scan: give a prefix or a range, not both")
+            start, end = prefix, prefix_end(prefix)
+        cursor = self._open_handle().cursor(family, start, end, reverse=reverse)
+        self._cursors.add(cursor)
+        return cursor
+
+    def _open_handle(self) -> RocksHandle:
+        handle = self._handle
+        if handle is None:
+            raise StorageError(f"row store: {self._failure or 'closed'}")
+        return handle
+
+    def _submit(self, work: WriteBatch | Prepare[Any], size_bytes: int) -> Future[Any]:
+        size_bytes = work.size_bytes if isinstance(work, WriteBatch) else size_bytes
+        item = _Item(work, size_bytes)
+        settings = self.settings
+        with self._ready:
+            if self._state is not StoreState.OPEN:
+                self._refused += 1
+                raise StorageError(f"row store: {self._failure or 'closed'}")
+            full = len(self._queue) >= settings.queued_commits
+            if full or (self._queue and self._queued_bytes + size_bytes > settings.queued_bytes):
+                self._refused += 1
+                raise OverloadedError("the disk is behind: too many writes wait for it")
+            self._queue.append(item)
+            self._queued_bytes += size_bytes
+            self._ready.notify()
+        return item.future
+
+    def _run(self) -> None:
+        while group := self._take_group():
+            if group[0].work is None:
+                self._recover(group[0])
+            else:
+                self._commit_group(group)
+
+    def _take_group(self) -> list[_Item]:
+        """Wait for work; empty when the store is closed and nothing is left."""
+        settings = self.settings
+        with self._ready:
+            while not self._queue and self._state is not StoreState.CLOSED:
+                self._ready.wait()
+            group: list[_Item] = []
+            size_bytes = 0
+            while self._queue and len(group) < settings.group_commits and size_bytes < settings.group_bytes:
+                if group and self._queue[0].work is None:
+                    break
+                item = self._queue.popleft()
+                group.append(item)
+                size_bytes += item.size_bytes
+                if item.work is None:
+                    break
+            self._queued_bytes -= size_bytes
+            return group
+
+    def _commit_group(self, group: list[_Item]) -> None:
+        handle = self._handle
+        refusal = self._refusal(handle)
+        if handle is None or refusal is not None:
+            self._answer(group, refusal)
+            return
+        try:
+            written = self._write_group(handle, group)
+            if written:
+                self._sync(handle)
+        except Exception as error:
+            failure = storage_error("write", error)
+            self._fail(failure.message)
+            self._answer(group, failure)
+            return
+        self._groups += 1
+        self._commits += len(group)
+        self._largest_group = max(self._largest_group, len(group))
+        self._answer(group, None)
+
+    def _refusal(self, handle: RocksHandle | None) -> StorageError | None:
+        if self._failure is not None or handle is None:
+            return StorageError(f"row store: {self._failure}")
+        try:
+            free_bytes = handle.free_bytes()
+        except OSError as error:
+            return storage_error("reading the free space", error)
+        if free_bytes < self.settings.minimum_free_bytes:
+            least = self.settings.minimum_free_bytes
+            return StorageError(f"row store: the disk is full: {free_bytes} bytes are free, {least} are needed")
+        return None
+
+    def _write_group(self, handle: RocksHandle, group: list[_Item]) -> bool:
+        """Write each batch unsynced; True when anything was written. What a prepare function raises is its caller's."""
+        settings = self.settings
+        written = False
+        burst_bytes = burst_rows = 0
+        for item in group:
+            work = item.work
+            assert work is not None
+            try:
+                batch, item.value = (work, None) if isinstance(work, WriteBatch) else work(handle)
+                native = handle.native(batch) if batch else None
+            except Exception as error:
+                item.error = error
+                continue
+            if native is None:
+                continue
+            handle.write(native)
+            written = True
+            self._rows += len(batch)
+            self._written_bytes += batch.size_bytes
+            burst_bytes += batch.size_bytes
+            burst_rows += len(batch)
+            if burst_bytes >= settings.yield_bytes or burst_rows >= settings.yield_rows:
+                burst_bytes = burst_rows = 0
+                time.sleep(0)  # lets the event loop take the interpreter lock between writes
+        return written
+
+    def _sync(self, handle: RocksHandle) -> None:
+        began = time.perf_counter()
+        handle.sync()
+        took = time.perf_counter() - began
+        self._syncs += 1
+        self._sync_seconds += took
+        self._slowest_sync_s = max(self._slowest_sync_s, took)
+
+    def _answer(self, group: list[_Item], error: DakeraError | None) -> None:
+        for item in group:
+            if not item.future.set_running_or_notify_cancel():
+                continue
+            if (problem := error or item.error) is not None:
+                item.future.set_exception(problem)
+            else:
+                item.future.set_result(item.value)
+
+    def _fail(self, reason: str) -> None:
+        with self._ready:
+            self._failure = reason.removeprefix("row store: ")
+            if self._state is StoreState.OPEN:
+                self._state = StoreState.FAILED
+
+    def _recover(self, item: _Item) -> None:
+        if self._failure is None or self._state is StoreState.CLOSED:
+            self._answer([item], None)
+            return
+        handle, self._handle = self._handle, None
+        self._drop_cursors()
+        if handle is not None:
+            with contextlib.suppress(StorageError):
+                handle.close()
+        del handle
+        try:
+            fresh = self._reopen()
+            self._handle = fresh
+            fresh.write(fresh.native(WriteBatch().put(DEFAULT_FAMILY, PROBE_KEY, b"")))
+            self._sync(fresh)
+        except Exception as error:
+            failure = error if isinstance(error, StorageError) else storage_error("probe write", error)
+            self._fail(failure.message)
+            self._answer([item], failure)
+            return
+        with self._ready:
+            self._failure = None
+            if self._state is StoreState.FAILED:
+                self._state = StoreState.OPEN
+        self._answer([item], None)
+
+    def _reopen(self) -> RocksHandle:
+        """Open again. A reader that was inside a cursor holds the files for a moment: wait for it, a bounded time."""
+        for _ in range(REOPEN_ATTEMPTS - 1):
+            try:
+                return RocksHandle(self.path, self._family_names, self.settings)
+            except StorageError as error:
+                if "lock" not in error.message.lower():
+                    raise
+                time.sleep(REOPEN_PAUSE_S)
+        return RocksHandle(self.path, self._family_names, self.settings)
+
+    def _drop_cursors(self) -> None:
+        for cursor in list(self._cursors):
+            cursor.close()
