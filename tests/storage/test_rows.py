@@ -10,8 +10,8 @@ import pytest
 
 from dakera_cluster.model.errors import OverloadedError, StorageError
 from dakera_cluster.storage.batches import WriteBatch
-from dakera_cluster.storage.rows import ReadView, RowStore, StoreState
 from dakera_cluster.storage.rocks import RowStoreSettings
+from dakera_cluster.storage.rows import ReadView, RowStore, StoreState
 
 FAMILIES = ("rows", "meta")
 
@@ -49,7 +49,7 @@ async def test_opening_with_fewer_families_keeps_the_others(tmp_path: Path) -> N
 
 
 def test_a_second_opener_is_refused(store: RowStore) -> None:
-    with pytest.raises(StorageError, match="(?i)lock"):
+    with pytest.raises(StorageError, match=r"(?i)lock"):
         RowStore.open(store.path, FAMILIES)
 
 
@@ -231,7 +231,9 @@ async def test_a_checkpoint_is_a_store_of_its_own(store: RowStore, tmp_path: Pat
 async def test_commit_blocking_serves_threads_without_a_loop(store: RowStore) -> None:
     await asyncio.to_thread(store.commit_blocking, WriteBatch().put("meta", b"boot", b"7"))
     assert store.get("meta", b"boot") == b"7"
-    assert await asyncio.to_thread(store.commit_blocking, lambda view: (WriteBatch(), view.get("meta", b"boot"))) == b"7"
+    assert (
+        await asyncio.to_thread(store.commit_blocking, lambda view: (WriteBatch(), view.get("meta", b"boot"))) == b"7"
+    )
 
 
 async def test_stats_and_sizes_count_rows(store: RowStore) -> None:
