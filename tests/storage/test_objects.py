@@ -133,16 +133,25 @@ async def test_racing_increments_lose_no_update(store: ObjectStore, key: str) ->
 
 def test_racing_processes_on_a_directory_lose_no_update(tmp_path: Path) -> None:
     """Real processes, each with its own store object: only the files are shared."""
+    command = [sys.executable, "-m", "tests.support.counter", str(tmp_path / "bucket")]
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.support.counter", str(tmp_path / "bucket"), f"p{n}", "25"],
+            [*command, f"p{n}", "50"],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=Path(__file__).parents[2],
+            text=True,
         )
         for n in range(4)
     ]
+    for process in processes:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
     told = [value for process in processes for value in json.loads(process.communicate(timeout=60)[0])]
-    assert sorted(told) == list(range(1, 101))
+    assert sorted(told) == list(range(1, 201))
 
 
 async def test_directory_etags_change_with_every_write_of_the_same_bytes(tmp_path: Path) -> None:
@@ -168,10 +177,10 @@ async def test_directory_reads_check_the_bytes(tmp_path: Path) -> None:
 
 async def test_directory_times_out_when_a_stopped_process_holds_the_lock(tmp_path: Path) -> None:
     store = DirectoryObjectStore(tmp_path, DirectorySettings(lock_timeout_ms=50))
-    await store.put("k", b"1")
+    etag = await store.put("k", b"1")
     with store._lock("k"):
         with pytest.raises(BucketUnavailableError, match="lock"):
-            await store.put_if("k", b"2", etag=ABSENT)
+            await store.put_if("k", b"2", etag=etag)
         found = await store.get("k")
         assert found is not None and found.data == b"1"
     await store.put("k", b"3")

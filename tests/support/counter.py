@@ -1,6 +1,7 @@
 """A counter that is incremented by compare-and-swap: a lost update shows as a value that two writers were given.
 
-``python -m tests.support.counter DIRECTORY WRITER TIMES`` is one writer process on a directory store.
+``python -m tests.support.counter DIRECTORY WRITER TIMES`` is one writer process on a directory store; it
+prints ``ready``, waits for a line on its standard input, and prints the list of values it was given.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ async def increment(store: ObjectStore, key: str, times: int, writer: str) -> li
 
 async def main(directory: str, writer: str, times: str) -> None:
     store = DirectoryObjectStore(directory)
+    print("ready", flush=True)
+    await asyncio.to_thread(sys.stdin.readline)
     print(json.dumps(await increment(store, "counter", int(times), writer)))
     await store.close()
 
