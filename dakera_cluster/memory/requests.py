@@ -91,6 +91,23 @@ class ForgetQuery(Request):
     before_timestamp: int | None = None
 
 
+class ConsolidateConfig(Request):
+    algorithm: str | None = None
+    min_samples: int | None = None
+    eps: float | None = None
+
+
+class ConsolidateQuery(Request):
+    """With ``memory_ids`` (at least two) these are merged into one and kept; without, clusters are found by
+    ``threshold`` and their sources removed. ``dry_run`` changes nothing."""
+
+    memory_ids: list[str] | None = None
+    memory_type: str | None = None
+    threshold: float | None = None
+    dry_run: bool = False
+    config: ConsolidateConfig | None = None
+
+
 class VectorItem(Request):
     id: str
     values: list[float]
@@ -127,9 +144,13 @@ class MultiVectorQuery(Request):
 
 
 class UnifiedQuery(Request):
-    """``rank_by`` is the expression grammar of the contract; the flat form is translated to it by the API."""
+    """``rank_by`` is the expression grammar of the contract; the flat form is translated to it by the API.
+
+    ``fusion`` says how a Sum joins its parts: ``linear`` (weighted scores, default) or ``rrf`` (reciprocal ranks)."""
 
     rank_by: list[Any]
+    fusion: str | None = None
+    rerank: bool = False
     top_k: int | None = None
     filter: dict[str, Any] | None = None
     include_metadata: bool = True
@@ -138,9 +159,13 @@ class UnifiedQuery(Request):
 
 
 class AggregateQuery(Request):
-    """``aggregate_by``: name -> [fn] or [fn, field]; fn one of Count, Sum, Avg, Min, Max."""
+    """``aggregate_by``: name -> [fn] or [fn, field]; fn one of Count, Sum, Avg, Min, Max.
+
+    With ``vector`` only its ``top_k`` nearest are aggregated, and the pseudo field ``score`` is their similarity."""
 
     aggregate_by: dict[str, list[str]]
+    vector: list[float] | None = None
+    top_k: int | None = None
     group_by: list[str] | None = None
     filter: dict[str, Any] | None = None
     limit: int = 100

@@ -14,6 +14,7 @@ import msgspec
 from dakera_cluster.memory.requests import (
     AggregateQuery,
     BatchFilter,
+    ConsolidateQuery,
     ExplainQuery,
     ExportQuery,
     ForgetQuery,
@@ -30,16 +31,8 @@ from dakera_cluster.memory.requests import (
     VectorItem,
     VectorQuery,
 )
+from dakera_cluster.model.keys import Access, KeyInfo, KeyUsage, Scope
 from dakera_cluster.model.memories import FeedbackEntry, Memory, ScoredMemory, Session
-
-
-class Access(msgspec.Struct, frozen=True):
-    """Which namespaces the caller may touch: None is all. Needed where an id alone must be looked up over agents."""
-
-    namespaces: frozenset[str] | None = None
-
-    def allows(self, namespace: str) -> bool:
-        return self.namespaces is None or namespace in self.namespaces
 
 
 class Stored(msgspec.Struct):
@@ -103,6 +96,51 @@ class AgentStats(msgspec.Struct):
     newest_memory_at: int | None
     storage_bytes: int
     top_tags: list[str]
+
+
+class ConsolidationStep(msgspec.Struct):
+    step: str
+    memories_before: int
+    memories_after: int
+    duration_ms: float
+
+
+class Consolidated(msgspec.Struct, kw_only=True):
+    """``summary`` is the merged memory when one was made; ``new_memories`` and the sources are ids."""
+
+    consolidated_count: int = 0
+    removed_count: int = 0
+    new_memories: list[str] = []
+    source_memory_ids: list[str] = []
+    summary: Memory | None = None
+    log: list[ConsolidationStep] = []
+
+
+class Compressed(msgspec.Struct, kw_only=True):
+    """``summary_ids`` are memories made, ``deprecated_ids`` the originals that left."""
+
+    memories_before: int
+    memories_after: int
+    clusters_found: int = 0
+    summary_ids: list[str] = []
+    deprecated_ids: list[str] = []
+    duration_ms: float = 0.0
+
+
+class NewKey(msgspec.Struct, frozen=True):
+    """A key just made or rotated: the only moment at which its text exists."""
+
+    info: KeyInfo
+    key: str
+
+
+class Activity(msgspec.Struct):
+    """Counts behind the KPI route."""
+
+    active_agents: int
+    sessions_this_week: int
+    cross_agent_nodes: int
+    retention_7d_pct: float
 
 
 class NamespaceInfo(msgspec.Struct, kw_only=True):
@@ -262,6 +300,35 @@ class TextService(Protocol):
     async def hybrid(self, namespace: str, query: HybridQuery) -> Hits: ...
 
 
+class ConsolidationService(Protocol):
+    async def consolidate(self, agent_id: str, query: ConsolidateQuery) -> Consolidated: ...
+    async def compress(self, agent_id: str) -> Compressed: ...
+
+
+class KeyService(Protocol):
+    """API keys, kept in the catalog; `authenticate` answers from memory and never waits for the bucket when it knows
+    the key."""
+
+    @property
+    def any_keys(self) -> bool: ...
+    async def authenticate(self, text: str) -> KeyInfo:
+        """Raise InvalidApiKeyError or ApiKeyExpiredError unless ``text`` is a live key."""
+        ...
+
+    async def create(self, name: str, scope: Scope, namespaces: list[str] | None, expires_at: int | None) -> NewKey: ...
+    async def list(self) -> list[KeyInfo]: ...
+    async def get(self, key_id: str) -> KeyInfo: ...
+    async def delete(self, key_id: str) -> None: ...
+    async def deactivate(self, key_id: str) -> KeyInfo: ...
+    async def rotate(self, key_id: str) -> NewKey: ...
+    async def usage(self, key_id: str) -> KeyUsage: ...
+    def note(
+        self, key_id: str, *, route: str, namespace: str | None, status: int, sent_bytes: int, latency_ms: float
+    ) -> None:
+        """Count one request; never waits."""
+        ...
+
+
 class StatusService(Protocol):
     """What this node knows of itself; never waits for the network."""
 
@@ -276,6 +343,8 @@ class StatusService(Protocol):
     @property
     def uptime_s(self) -> float: ...
 
+    async def activity(self) -> Activity: ...
+
 
 class Services(msgspec.Struct, frozen=True):
     """Everything the API needs, made by the composition root."""
@@ -288,4 +357,6 @@ class Services(msgspec.Struct, frozen=True):
     namespaces: NamespaceService
     vectors: VectorService
     texts: TextService
+    consolidation: ConsolidationService
+    keys: KeyService
     status: StatusService
