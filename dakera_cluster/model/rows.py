@@ -13,7 +13,8 @@ Two merge rules exist (Shapiro et al., "A comprehensive study of CRDTs", 2011):
 * **Usage** (access counts): per node a grow-only ``(count, stamp)``; larger stamp wins per node; a delete drops entries
   that are not younger than it. A recall adds to it and rewrites nothing.
 
-Equal stamps with different values (two nodes whose tags collide) are settled by the encoded value, so the order is total.
+Equal stamps with different values (two nodes whose tags collide) are settled by the encoded value, so the order is total;
+no value at all is the smallest, because a put drops the fields it does not name and a merge must not depend on that.
 """
 
 from __future__ import annotations
@@ -102,6 +103,7 @@ class Usage(msgspec.Struct, array_like=True):
 
 
 _ENCODER = msgspec.msgpack.Encoder(order="deterministic")
+_PLAIN = msgspec.msgpack.Encoder()
 _DOCUMENT = msgspec.msgpack.Decoder(Document)
 _USAGE = msgspec.msgpack.Decoder(Usage)
 
@@ -127,6 +129,11 @@ def decode_usage(body: bytes) -> Usage:
         raise CorruptionError(f"row body cannot be decoded as usage: {error}") from error
 
 
+def _encode_usage(usage: Usage) -> bytes:
+    # The deterministic encoder takes string keys only, so the integer keys are put in order here.
+    return _PLAIN.encode(Usage(usage.deleted, dict(sorted(usage.entries.items()))))
+
+
 def put_document(stamp: Stamp, fields: dict[str, Any]) -> bytes:
     """Body of a whole write: replaces every older field."""
     return _ENCODER.encode(Document(stamp, NEVER, {k: v for k, v in fields.items() if v is not None}, {}))
@@ -144,11 +151,11 @@ def delete_document(stamp: Stamp) -> bytes:
 
 def note_usage(node: int, count: int, stamp: Stamp) -> bytes:
     """Body that raises a node's own count to ``count`` as of ``stamp``."""
-    return _ENCODER.encode(Usage(NEVER, {node: UsageEntry(count, stamp)}))
+    return _encode_usage(Usage(NEVER, {node: UsageEntry(count, stamp)}))
 
 
 def delete_usage(stamp: Stamp) -> bytes:
-    return _ENCODER.encode(Usage(stamp, {}))
+    return _encode_usage(Usage(stamp, {}))
 
 
 def _merge_documents(left: Document, right: Document) -> Document:
@@ -177,10 +184,12 @@ def _newest_field(left: Document, right: Document, name: str) -> tuple[Document,
     left_stamp, right_stamp = left.stamp_of(name), right.stamp_of(name)
     if left_stamp != right_stamp:
         return (left, left_stamp) if left_stamp > right_stamp else (right, right_stamp)
-    if left.fields[name] == right.fields[name]:
-        return left, left_stamp
-    left_wins = _ENCODER.encode(left.fields[name]) >= _ENCODER.encode(right.fields[name])
-    return (left, left_stamp) if left_wins else (right, right_stamp)
+    return (left, left_stamp) if _rank(left.fields[name]) >= _rank(right.fields[name]) else (right, right_stamp)
+
+
+def _rank(value: Any) -> tuple[bool, bytes]:
+    # Encoded, because 1, 1.0 and True are equal to Python and are not the same bytes.
+    return value is not None, _ENCODER.encode(value)
 
 
 def _merge_usages(left: Usage, right: Usage) -> Usage:
@@ -199,10 +208,34 @@ def merge(kind: int, stored: bytes | None, incoming: bytes) -> bytes:
     if kind == Kind.USAGE:
         usage = decode_usage(incoming)
         older = decode_usage(stored) if stored is not None else Usage(NEVER, {})
-        return _ENCODER.encode(_merge_usages(older, usage))
+        return _encode_usage(_merge_usages(older, usage))
     document = decode_document(incoming)
     before = decode_document(stored) if stored is not None else Document(NEVER, NEVER, {}, {})
     return _ENCODER.encode(_merge_documents(before, document))
+
+
+def outrun_by(kind: int, stored: bytes | None, incoming: bytes) -> Stamp | None:
+    """The stamp that makes ``incoming`` lose (part of) its effect to what is already stored, None when it loses nothing.
+
+    Coordinators' clocks differ, so a write can be stamped older than one that was acknowledged before it began. A replica
+    that notices says so, the coordinator observes the stamp and stamps the write anew; without that the later write would
+    be acknowledged and lost. Usage counts cannot lose: they are per node.
+    """
+    if stored is None or kind == Kind.USAGE:
+        return None
+    old, new = decode_document(stored), decode_document(incoming)
+    rivals = [NEVER]
+    if new.birth > NEVER and old.version > new.birth:
+        rivals.append(old.version)
+    if new.deleted > NEVER and old.birth > new.deleted:
+        rivals.append(old.birth)
+    if old.alive:
+        for name, stamp in new.stamps.items():
+            rival = old.stamp_of(name) if name in old.fields else old.birth
+            if rival > stamp:
+                rivals.append(rival)
+    worst = max(rivals)
+    return worst if worst > NEVER else None
 
 
 def version_of(kind: int, body: bytes) -> Stamp:
