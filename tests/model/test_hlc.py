@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +13,7 @@ from dakera_cluster.model.hlc import LOGICAL_MASK, MAX_SKEW_MS, NEVER, FarFuture
 def test_stamps_grow_strictly_even_when_the_wall_clock_jumps_back(times: list[int]) -> None:
     clock = HybridClock(7)
     made = [clock.tick(now) for now in times]
-    assert all(earlier < later for earlier, later in zip(made, made[1:], strict=False))
+    assert all(earlier < later for earlier, later in itertools.pairwise(made))
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 3), st.integers(0, 1_000)), min_size=1, max_size=60))
