@@ -12,10 +12,17 @@ from dakera_cluster.model.config.values import Choice, Int, Path, Secret, Secret
 from dakera_cluster.model.config.variable import Var
 
 _SPELLINGS = {
-    "minilm": ("minilm", "minilml6v2", "minilm-l6-v2", "all-minilm-l6-v2"),
-    "bge-small": ("bge-small", "bgesmallenv15", "bge-small-en-v1.5"),
-    "e5-small": ("e5-small", "e5smallv2", "e5-small-v2"),
-    "bge-large": ("bge-large", "bgelargeenv15", "bge-large-en-v1.5"),
+    "minilm": (
+        "minilm",
+        "minilml6v2",
+        "allminilml6v2",
+        "minilm-l6-v2",
+        "all-minilm-l6-v2",
+        "sentence-transformers/all-minilm-l6-v2",
+    ),
+    "bge-small": ("bge-small", "bgesmallenv15", "bge-small-en-v1.5", "baai/bge-small-en-v1.5"),
+    "e5-small": ("e5-small", "e5smallv2", "e5-small-v2", "intfloat/e5-small-v2"),
+    "bge-large": ("bge-large", "bgelargeenv15", "bge-large-en-v1.5", "baai/bge-large-en-v1.5"),
 }
 _NAME_OF = {spelling: name for name, spellings in _SPELLINGS.items() for spelling in spellings}
 

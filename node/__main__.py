@@ -1,0 +1,88 @@
+"""The command `dakera`, also `python -m node`: serve, install a model, say the version.
+
+Exit status: 0 after an orderly shutdown, 1 when the work failed, 2 when the command line or the configuration is wrong.
+Imports of heavy parts wait until a command needs them, so that `dakera --version` and configuration errors are immediate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dakera_cluster import __version__
+from dakera_cluster.model.config import ConfigError
+from dakera_cluster.model.errors import DakeraError
+from node.logs import set_up_logs
+from node.settings import describe, log_warnings, read_settings
+
+EXIT_FAILED = 1
+EXIT_MISUSED = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    if arguments.command == "models":
+        return _pull(arguments.name, arguments.source)
+    return _serve(arguments.config)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dakera",
+        description="A self-hosted, replicated memory engine for AI agents. Without a command it serves.",
+        epilog="Settings come from DAKERA_* variables; the README lists them all.",
+    )
+    parser.add_argument("--version", action="version", version=f"dakera {__version__}")
+    parser.set_defaults(command="serve", config=None)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    serve = commands.add_parser("serve", help="run a node (the default)")
+    serve.add_argument("--config", type=Path, metavar="FILE", help="TOML file; variables win over it")
+    models = commands.add_parser("models", help="models that run on the node")
+    actions = models.add_subparsers(dest="action", metavar="ACTION", required=True)
+    pull = actions.add_parser("pull", help="install a model into the cache, if it is not there")
+    pull.add_argument("name", help="minilm, bge-small, e5-small, bge-large, or a directory")
+    pull.add_argument("--from", dest="source", type=Path, metavar="DIR", help="take the files from here, fetch nothing")
+    return parser
+
+
+def _serve(config: Path | None) -> int:
+    try:
+        settings, warnings = read_settings(os.environ, config)
+    except ConfigError as error:
+        print(describe(error), file=sys.stderr)
+        return EXIT_MISUSED
+    set_up_logs(settings.observability)
+    log_warnings(warnings)
+
+    import uvloop
+
+    from node.wiring import run_node
+
+    return uvloop.run(run_node(settings))
+
+
+def _pull(model: str, source: Path | None) -> int:
+    try:
+        settings, _ = read_settings(os.environ, None)
+    except ConfigError as error:
+        print(describe(error), file=sys.stderr)
+        return EXIT_MISUSED
+
+    from dakera_cluster.inference.cli import pull
+    from dakera_cluster.inference.store import default_cache_dir
+
+    named = settings.models.model_cache
+    try:
+        where = pull(model, Path(named).expanduser() if named else default_cache_dir(), print, source=source)
+    except DakeraError as error:
+        print(f"dakera: {error.message}", file=sys.stderr)
+        return EXIT_FAILED
+    print(where)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
