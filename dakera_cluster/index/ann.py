@@ -30,7 +30,7 @@ EXTRA_CANDIDATES = 16
 @cache
 def faiss() -> ModuleType:
     """The faiss module, imported on first use and limited to the calling thread."""
-    import faiss as module  # noqa: PLC0415
+    import faiss as module
 
     module.omp_set_num_threads(1)
     return module
