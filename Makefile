@@ -1,0 +1,71 @@
+# What an operator or a contributor types. Needs Python 3.11 or later, git, make and gcc; everything else goes to .venv.
+# `up` needs the node's own packages only; `test`, `lint` and `bench` install what they need in addition, once.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PORT ?= 3300
+SIZES ?= 1k,10k
+SEEDS ?= 2000
+DATA ?=
+BENCH ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+STAMP := .venv/.installed
+
+.PHONY: help setup up down status test lint docs docs-check bench bench-recall fit sim clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## ?(.*)/  make \1|\2/' | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
+
+setup: $(STAMP)-node model ## the node's environment in .venv and the model in its cache
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed, $(PYTHON) is older"; exit 1; }
+	@echo "Creating .venv ..."
+	@$(PYTHON) -m venv .venv
+
+$(STAMP)-node: pyproject.toml | $(BIN)/python
+	@echo "Installing the node's packages ..."
+	@$(PIP) install -e .
+	@touch $@
+
+$(STAMP)-test $(STAMP)-lint $(STAMP)-bench: $(STAMP)-%: pyproject.toml | $(STAMP)-node
+	@echo "Installing the packages for $* ..."
+	@$(PIP) install -e '.[$*]'
+	@touch $@
+
+.PHONY: model
+model: $(STAMP)-node
+	@$(BIN)/dakera models pull minilm > .venv/model.log 2>&1 || { cat .venv/model.log; exit 1; }
+
+up: $(STAMP)-node model ## start a node in the background and show how to store and recall (PORT=3300)
+	@$(BIN)/python -m ops.local up --port $(PORT)
+
+down: ## stop it
+	@test ! -x $(BIN)/python || $(BIN)/python -m ops.local down
+
+status: ## is it running
+	@$(BIN)/python -m ops.local status --port $(PORT)
+
+test: $(STAMP)-test model ## all tests
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)-lint $(STAMP)-test ## style, types and the import law
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict
+	$(BIN)/lint-imports
+
+docs: $(STAMP)-node ## regenerate what is generated: the configuration tables of the README
+	$(BIN)/python -m ops.config_table
+
+docs-check: $(STAMP)-node
+	$(BIN)/python -m ops.config_table --check
+
+bench: $(STAMP)-bench model ## store, recall, memory and start-up beside chromadb (SIZES=1k,10k, BENCH=--full)
+	$(BIN)/python -m ops.bench --sizes $(SIZES) $(BENCH)
+
+clean: down ## remove the environment and everything built; data/ stays
+	rm -rf .venv build dist bench-out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
