@@ -214,7 +214,7 @@ class _BertGraph:
         unit = self._scalar("unit", 1 / INT8_MAX)
         zero = self._constant("zero", np.array(UINT8_ZERO, np.uint8))
         # Activations are unsigned around 128, weights signed: the pairing x86 has dot-product instructions for.
-        activations = self._op("QuantizeLinear", [self._op("Div", [state, peak]), unit, zero])
+        activations = self._op("QuantizeLinear", [self._op("Mul", [state, self._op("Reciprocal", [peak])]), unit, zero])
         product = self._op(
             "MatMulIntegerToFloat",
             [

@@ -12,9 +12,19 @@ from dakera_cluster.inference.sources import Progress
 from dakera_cluster.model.errors import DakeraError
 
 
-def pull(model: str, cache_dir: Path, progress: Progress, *, source: Path | None = None) -> Path:
-    """`dakera models pull MODEL [--from DIR]`: installs a model, returns where. Raises DakeraError with a text for people."""
-    return store.pull(model, cache_dir, progress, source=source)
+def pull(
+    model: str,
+    cache_dir: Path,
+    progress: Progress,
+    *,
+    source: Path | None = None,
+    precision: Precision = Precision.INT8,
+) -> Path:
+    """`dakera models pull MODEL [--from DIR] [--precision fp32]`: installs a model and returns where.
+
+    Raises DakeraError with a text for people.
+    """
+    return store.pull(model, cache_dir, progress, source=source, precision=precision)
 
 
 def main(arguments: list[str]) -> int:

@@ -10,7 +10,8 @@ Called by the service, which owns the thread, and by benchmarks that want the ba
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import platform
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 
@@ -76,23 +77,21 @@ class OnnxEncoder:
 
     def encode(self, texts: Sequence[str], kind: TextKind, tokens: bool = False) -> Encoded:
         """Vectors of n texts, in order; token vectors only when `tokens` is set. Texts are cut at the model's limit."""
-        vectors = np.empty((len(texts), self.spec.dimension), np.float32)
-        token_vectors: list[TokenVectors | None] = [None] * len(texts)
         ids = self.tokenize(texts, kind)
-        for batch in self._batches(ids):
-            pooled, states = self._forward([ids[index] for index in batch], tokens)
-            vectors[batch] = pooled
-            if states is not None:
-                signs = np.packbits(states > 0, axis=-1)
-                for row, index in enumerate(batch):
-                    token_vectors[index] = self._token_vectors(ids[index], states[row], signs[row], kind)
-        return Encoded(vectors, [entry for entry in token_vectors if entry is not None] if tokens else None)
+        vectors = np.empty((len(texts), self.spec.dimension), np.float32)
+        token_vectors: dict[int, TokenVectors] = {}
+        for batch in self.batches(ids):
+            part = self.forward([ids[index] for index in batch], kind, tokens)
+            vectors[batch] = part.vectors
+            token_vectors.update(zip(batch, part.tokens or (), strict=False))
+        vectors.flags.writeable = False
+        return Encoded(vectors, [token_vectors[index] for index in range(len(texts))] if tokens else None)
 
     def tokenize(self, texts: Sequence[str], kind: TextKind) -> list[list[int]]:
         """Word-piece ids of each text with its prefix and special tokens, cut at the model's limit."""
         prefix = self.spec.prefix(kind)
         limit = self.spec.max_tokens * MAX_TEXT_CHARS_PER_TOKEN
-        encodings = self._tokenizer.encode_batch_fast([prefix + text[:limit] for text in texts])
+        encodings = self._tokenizer.encode_batch_fast([prefix + _whole(text[:limit]) for text in texts])
         return [encoding.ids for encoding in encodings]
 
     def pieces(self, ids: Sequence[int] | NDArray[np.int32]) -> list[str]:
@@ -110,18 +109,34 @@ class OnnxEncoder:
         found: int | None = self._tokenizer.token_to_id(piece)
         return found
 
-    def _batches(self, ids: list[list[int]]) -> Iterator[list[int]]:
-        """Indices in order of length, grouped so that a group, padded to its longest, keeps to the token budget."""
-        batch: list[int] = []
-        for index in sorted(range(len(ids)), key=lambda index: len(ids[index])):
-            if batch and (len(batch) + 1) * len(ids[index]) > self._max_batch_tokens:
-                yield batch
-                batch = []
-            batch.append(index)
-        if batch:
-            yield batch
+    def token_spans(self, text: str) -> list[tuple[int, int]]:
+        """Where each word piece of the whole text begins and ends (characters), special tokens left out, nothing cut off.
 
-    def _forward(self, ids: list[list[int]], tokens: bool) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        Safe beside a running forward pass, from any thread.
+        """
+        first = self._tokenizer.encode(_whole(text))
+        return [
+            span
+            for window in (first, *first.overflowing)
+            for span, special in zip(window.offsets, window.special_tokens_mask, strict=True)
+            if not special
+        ]
+
+    def batches(self, ids: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Indices in order of length, grouped so that a group, padded to its longest, keeps to the token budget.
+
+        Each group is one forward pass. A text longer than the budget is a group of its own.
+        """
+        groups: list[list[int]] = []
+        for index in sorted(range(len(ids)), key=lambda index: len(ids[index])):
+            if groups and (len(groups[-1]) + 1) * len(ids[index]) <= self._max_batch_tokens:
+                groups[-1].append(index)
+            else:
+                groups.append([index])
+        return groups
+
+    def forward(self, ids: Sequence[Sequence[int]], kind: TextKind, tokens: bool) -> Encoded:
+        """One forward pass over texts already tokenised, padded to the longest."""
         shape = (len(ids), max(map(len, ids)))
         inputs = {name: np.zeros(shape, np.int64) for name in self._inputs}
         for row, row_ids in enumerate(ids):
@@ -130,19 +145,28 @@ class OnnxEncoder:
         if self._pools_itself:
             wanted = ["embedding", "tokens"] if tokens else ["embedding"]
             pooled, *states = self._session.run(wanted, inputs)
-            return pooled, states[0] if states else None
-        (state,) = self._session.run(["last_hidden_state"], inputs)
-        return _pool(state, inputs["attention_mask"], self.spec.pooling), state if tokens else None
+        else:
+            states = self._session.run(["last_hidden_state"], inputs)
+            pooled = _pool(states[0], inputs["attention_mask"], self.spec.pooling)
+        pooled.flags.writeable = False
+        if not tokens:
+            return Encoded(pooled)
+        signs = np.packbits(states[0] > 0, axis=-1)
+        return Encoded(
+            pooled, [self._token_vectors(ids[row], states[0][row], signs[row], kind) for row in range(len(ids))]
+        )
 
     def _token_vectors(
-        self, ids: list[int], states: NDArray[np.float32], signs: NDArray[np.uint8], kind: TextKind
+        self, ids: Sequence[int], states: NDArray[np.float32], signs: NDArray[np.uint8], kind: TextKind
     ) -> TokenVectors:
         keep = [place for place, piece_id in enumerate(ids) if piece_id not in self._special]
         floats = None
         if kind is TextKind.QUERY:
             floats = states[keep]
             floats /= np.maximum(np.linalg.norm(floats, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-        return TokenVectors(np.asarray(ids, np.int32)[keep], signs[keep], floats)
+        vectors = TokenVectors(np.asarray(ids, np.int32)[keep], signs[keep], floats)
+        vectors.freeze()
+        return vectors
 
 
 def _options(threads: int) -> onnxruntime.SessionOptions:
@@ -150,12 +174,31 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    # Both would keep the memory of the largest batch for ever; patterns are kept for every shape ever seen.
     options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    # A waiting intra-op thread must not burn the cores that the event loop and the other workers need.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # x86 without VNNI saturates in the fast int8 product; ONNX Runtime then takes the exact, slower kernels.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    if _int8_saturates():
+        options.add_session_config_entry("session.x64quantprecision", "1")
     options.log_severity_level = 3
     return options
+
+
+def _whole(text: str) -> str:
+    """The text with lone surrogates replaced, which the tokenizer would refuse, and with it everybody in the batch."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+def _int8_saturates() -> bool:
+    """Whether the fast int8 product overflows its 16-bit sums: on x86 without VNNI. The exact kernels that ONNX Runtime has
+    for that case take twice the time, also where they are not needed."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    try:
+        return "vnni" not in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return True
 
 
 def _tokenizer(path: Path, max_tokens: int) -> Tokenizer:
@@ -166,11 +209,7 @@ def _tokenizer(path: Path, max_tokens: int) -> Tokenizer:
 
 
 def _special_ids(tokenizer: Tokenizer) -> frozenset[int]:
-    return frozenset(
-        piece_id
-        for piece_id, piece in tokenizer.get_added_tokens_decoder().items()
-        if piece.special and piece.content != "[UNK]"
-    )
+    return frozenset(piece_id for piece_id, piece in tokenizer.get_added_tokens_decoder().items() if piece.special)
 
 
 def _pool(state: NDArray[np.float32], mask: NDArray[np.int64], pooling: Pooling) -> NDArray[np.float32]:

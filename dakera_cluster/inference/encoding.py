@@ -26,6 +26,12 @@ class TokenVectors:
     signs: NDArray[np.uint8]
     floats: NDArray[np.float32] | None = None
 
+    def freeze(self) -> None:
+        """Makes the arrays read-only."""
+        for array in (self.ids, self.signs, self.floats):
+            if array is not None:
+                array.flags.writeable = False
+
     @property
     def nbytes(self) -> int:
         return self.ids.nbytes + self.signs.nbytes + (0 if self.floats is None else self.floats.nbytes)

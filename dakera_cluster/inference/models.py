@@ -64,10 +64,10 @@ class ModelSpec(msgspec.Struct, frozen=True):
     def prefix(self, kind: TextKind) -> str:
         return self.query_prefix if kind is TextKind.QUERY else self.passage_prefix
 
-    @property
-    def pull_command(self) -> str:
+    def pull_command(self, precision: Precision) -> str:
         """What an operator runs to install the model."""
-        return f"dakera models pull {self.directory if self.directory is not None else self.name}"
+        command = f"dakera models pull {self.directory if self.directory is not None else self.name}"
+        return command if precision is Precision.INT8 else f"{command} --precision {precision}"
 
 
 BGE_QUERY_PREFIX = "Represent this sentence for searching relevant passages: "

@@ -34,7 +34,7 @@ from dakera_cluster.inference.sources import (
 )
 from dakera_cluster.model.errors import ModelUnavailableError
 
-ENTRY_VERSION = 1
+ENTRY_VERSION = 2
 """Of the built graph and the entry's layout: raise it whenever the same weights would give other vectors."""
 MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
@@ -82,11 +82,12 @@ def find(model: str, cache_dir: Path, precision: Precision = Precision.INT8) -> 
     spec = resolve(model)
     path = entry_path(spec, cache_dir, precision)
     if not (path / MANIFEST).is_file():
+        command = spec.pull_command(precision)
         raise ModelUnavailableError(
-            f"the embedding model {spec.name} is not installed under {cache_dir}: run `{spec.pull_command}`",
-            details={"model": spec.name, "run": spec.pull_command},
+            f"the embedding model {spec.name} is not installed under {cache_dir}: run `{command}`",
+            details={"model": spec.name, "run": command},
         )
-    return _open(path, spec)
+    return _open(path, spec, precision)
 
 
 def find_or_build(model: str, cache_dir: Path, precision: Precision = Precision.INT8) -> InstalledModel:
@@ -122,7 +123,7 @@ def pull(
     with _lock(cache_dir / f".{path.name}.lock"):
         try:
             if (path / MANIFEST).is_file():
-                _open(path, spec)
+                _open(path, spec, precision)
                 progress(f"{spec.name} is installed in {path}")
                 return path
         except HashMismatchError as error:
@@ -210,14 +211,14 @@ def _build(spec: ModelSpec, files: Path, entry: Path, precision: Precision) -> N
         _sync(file)
 
 
-def _open(path: Path, spec: ModelSpec) -> InstalledModel:
+def _open(path: Path, spec: ModelSpec, precision: Precision) -> InstalledModel:
     try:
         manifest = msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest)
         for name, expected in manifest.files.items():
             if sha256(path / name) != expected:
-                raise HashMismatchError(f"{path / name} is damaged: run `{spec.pull_command}`")
+                raise HashMismatchError(f"{path / name} is damaged: run `{spec.pull_command(precision)}`")
     except (msgspec.MsgspecError, FileNotFoundError) as error:
-        raise HashMismatchError(f"{path} is damaged ({error}): run `{spec.pull_command}`") from error
+        raise HashMismatchError(f"{path} is damaged ({error}): run `{spec.pull_command(precision)}`") from error
     digest = hashlib.sha256("".join(f"{name}={value};" for name, value in sorted(manifest.files.items())).encode())
     return InstalledModel(
         spec=spec,

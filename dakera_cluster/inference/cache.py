@@ -1,0 +1,65 @@
+"""A least-recently-used cache of embeddings with a bound in bytes.
+
+Invariant: the sum of what is held never exceeds the bound. Keys are digests of the text (BLAKE2b, 128 bits: texts come from
+clients, who must not be able to make two collide), so the cache holds no content.
+
+Used by the service, on the event loop only: no lock. One cache serves one model and one kind of text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dakera_cluster.inference.encoding import TokenVectors
+
+ENTRY_OVERHEAD_BYTES = 400
+"""Key, ordered-dict slot and array headers of one entry, about; counted so that many small entries keep to the bound."""
+
+
+@dataclass(frozen=True, slots=True)
+class CachedText:
+    """float32[d] and, when they were asked for, the token vectors."""
+
+    vector: NDArray[np.float32]
+    tokens: TokenVectors | None
+
+    @property
+    def nbytes(self) -> int:
+        return ENTRY_OVERHEAD_BYTES + self.vector.nbytes + (0 if self.tokens is None else self.tokens.nbytes)
+
+
+class EmbeddingCache:
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._entries: OrderedDict[bytes, CachedText] = OrderedDict()
+        self.nbytes = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @staticmethod
+    def key(text: str) -> bytes:
+        return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+    def get(self, key: bytes, tokens: bool) -> CachedText | None:
+        """The entry, if it holds what is asked for: one made without token vectors does not answer for them."""
+        entry = self._entries.get(key)
+        if entry is None or (tokens and entry.tokens is None):
+            return None
+        self._entries.move_to_end(key)
+        return entry
+
+    def put(self, key: bytes, entry: CachedText) -> None:
+        previous = self._entries.pop(key, None)
+        if previous is not None:
+            self.nbytes -= previous.nbytes
+        self._entries[key] = entry
+        self.nbytes += entry.nbytes
+        while self.nbytes > self._max_bytes:
+            _, evicted = self._entries.popitem(last=False)
+            self.nbytes -= evicted.nbytes

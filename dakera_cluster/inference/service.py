@@ -1,0 +1,446 @@
+"""The embedding service of a node: async in front, one inference thread behind, micro-batching between them.
+
+How it runs. `embed` puts a request's texts on one of two queues and waits. The inference thread takes a slice of passages
+(texts of all waiting requests, in turn), cuts it into forward passes, and before every pass serves the queries that have come
+meanwhile, all in one batch. So a query waits for one pass at most, however many texts are being stored, and passages get
+every second pass at least, however many queries come. Requests that arrive during a pass are joined in the next.
+The thread takes its own work and needs no turn of the event loop between passes: a busy loop does not idle the model.
+
+Invariants: a request is answered once, with all its texts or an error; a cancelled or timed-out request costs no further
+pass; the queues are bounded, and over the bound a request is refused at once with OverloadedError.
+
+Created by the node's wiring; used by memory (store, recall) and the text routes. Confined to one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from dakera_cluster.inference import store
+from dakera_cluster.inference.cache import CachedText, EmbeddingCache
+from dakera_cluster.inference.embedder import MAX_TEXT_CHARS_PER_TOKEN, Device, OnnxEncoder
+from dakera_cluster.inference.encoding import Encoded, TokenVectors
+from dakera_cluster.inference.models import ModelFormatError, ModelSpec, Precision, TextKind, resolve
+from dakera_cluster.inference.passages import passages
+from dakera_cluster.inference.sources import HashMismatchError
+from dakera_cluster.model.errors import (
+    DakeraError,
+    InternalError,
+    ModelUnavailableError,
+    NotReadyError,
+    OverloadedError,
+    QueryTimeoutError,
+)
+
+CHARS_PER_TOKEN = 4
+"""A guess good enough to size a slice before it is tokenised."""
+MAX_RETRY_AFTER_S = 30
+
+
+class EmbedderSettings(msgspec.Struct, frozen=True):
+    """Bounds of the service. Texts beyond `max_queued_*` are refused, but a request is never refused by an empty queue."""
+
+    threads: int = 1
+    slice_tokens: int = 2048
+    """Passages taken at a time: enough to sort by length, few enough that a small store joins soon."""
+    query_batch_tokens: int = 256
+    max_queued_queries: int = 1024
+    max_queued_passages: int = 16_384
+    max_queued_chars: int = 32 << 20
+    query_cache_bytes: int = 8 << 20
+    passage_cache_bytes: int = 8 << 20
+
+
+class EmbedderStats(msgspec.Struct, frozen=True):
+    """Counters since the start, and levels (`queued_*`, `cache_bytes`) now."""
+
+    queries: int
+    passages: int
+    cache_hits: int
+    cache_misses: int
+    forward_passes: int
+    encoded_texts: int
+    encoded_tokens: int
+    busy_s: float
+    rejected_requests: int
+    dropped_requests: int
+    failed_passes: int
+    queued_queries: int
+    queued_passages: int
+    cache_bytes: int
+
+
+class _Job:
+    """The texts of one request that have to be computed. Filled by the inference thread, read by the loop when done."""
+
+    __slots__ = (
+        "chars",
+        "done",
+        "dropped",
+        "kind",
+        "left",
+        "loop",
+        "pending",
+        "texts",
+        "token_vectors",
+        "tokens",
+        "vectors",
+    )
+
+    def __init__(self, texts: list[str], kind: TextKind, tokens: bool, dimension: int) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.done: asyncio.Future[None] = self.loop.create_future()
+        self.texts = texts
+        self.kind = kind
+        self.tokens = tokens
+        self.vectors: NDArray[np.float32] = np.empty((len(texts), dimension), np.float32)
+        self.token_vectors: list[TokenVectors | None] = [None] * len(texts)
+        self.chars = sum(map(len, texts))
+        self.left = len(texts)
+        self.dropped = False
+        # In order of length, so that what is taken together pads little; the longest first, to be popped from the end.
+        self.pending = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
+
+    def settle(self, error: Exception | None = None) -> None:
+        """Ends the wait. On the event loop."""
+        if not self.done.done():
+            if error is None:
+                self.done.set_result(None)
+            else:
+                self.done.set_exception(error)
+
+
+class _Queue:
+    """Jobs of one kind, taken from in turn. Guarded by the service's lock."""
+
+    def __init__(self, max_texts: int, max_chars: int) -> None:
+        self._jobs: deque[_Job] = deque()
+        self._max_texts = max_texts
+        self._max_chars = max_chars
+        self.texts = 0
+        self._chars = 0
+
+    def offer(self, job: _Job) -> bool:
+        """False when the job would overfill the queue; an empty queue takes any job, or the largest could never run."""
+        over = self.texts + len(job.texts) > self._max_texts or self._chars + job.chars > self._max_chars
+        if over and self.texts:
+            return False
+        self._jobs.append(job)
+        self.texts += len(job.texts)
+        self._chars += job.chars
+        return True
+
+    def take(self, tokens: int) -> list[tuple[_Job, int]]:
+        """Texts worth about `tokens` tokens (one text at least), one of each job in turn, as (job, index of its text)."""
+        taken: list[tuple[_Job, int]] = []
+        budget = tokens * CHARS_PER_TOKEN
+        while self._jobs and (not taken or budget > 0):
+            job = self._jobs.popleft()
+            index = job.pending.pop()
+            taken.append((job, index))
+            chars = len(job.texts[index])
+            budget -= chars + CHARS_PER_TOKEN
+            self.texts -= 1
+            self._chars -= chars
+            if job.pending:
+                self._jobs.append(job)
+        return taken
+
+    def drop(self, job: _Job) -> None:
+        """Forgets what is left of a job."""
+        self.texts -= len(job.pending)
+        self._chars -= sum(len(job.texts[index]) for index in job.pending)
+        if job.pending:
+            self._jobs.remove(job)
+        job.pending = []
+
+    def clear(self) -> list[_Job]:
+        jobs = list(self._jobs)
+        for job in jobs:
+            self.drop(job)
+        return jobs
+
+
+class Embedder:
+    """A model that is there. See the module's docstring for how it runs."""
+
+    available = True
+    reason = ""
+
+    def __init__(self, encoder: OnnxEncoder, settings: EmbedderSettings = EmbedderSettings()) -> None:  # noqa: B008
+        self._encoder = encoder
+        self._settings = settings
+        self.name = encoder.spec.name
+        """As the official clients spell it."""
+        self.dimension = encoder.dimension
+        self.fingerprint = encoder.fingerprint
+        """Names model, precision and files; rows carry it, so that vectors of different models never meet."""
+        self._queues = {
+            TextKind.QUERY: _Queue(settings.max_queued_queries, settings.max_queued_chars),
+            TextKind.PASSAGE: _Queue(settings.max_queued_passages, settings.max_queued_chars),
+        }
+        self._caches = {
+            TextKind.QUERY: EmbeddingCache(settings.query_cache_bytes),
+            TextKind.PASSAGE: EmbeddingCache(settings.passage_cache_bytes),
+        }
+        self._lock = threading.Lock()
+        self._work = threading.Condition(self._lock)
+        self._closing = False
+        self._asked = {TextKind.QUERY: 0, TextKind.PASSAGE: 0}
+        self._hits = self._misses = self._rejected = self._dropped = 0
+        self._passes = self._texts = self._tokens = self._failed = 0
+        self._busy_s = 0.0
+        self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
+        self._thread.start()
+
+    async def embed(
+        self, texts: Sequence[str], kind: TextKind, tokens: bool = False, timeout_ms: float | None = None
+    ) -> Encoded:
+        """Vectors (and token vectors, when asked for) of `texts`, in order. Cancelling the wait drops the work.
+
+        Raises OverloadedError (queue full), QueryTimeoutError (`timeout_ms` passed), NotReadyError (closing) and
+        InternalError (the model failed on these texts).
+        """
+        self._asked[kind] += len(texts)
+        cache = self._caches[kind]
+        limit = self._encoder.spec.max_tokens * MAX_TEXT_CHARS_PER_TOKEN
+        keys = [cache.key(text) for text in texts]
+        found: dict[bytes, CachedText] = {}
+        missing: dict[bytes, str] = {}
+        for key, text in zip(keys, texts, strict=True):
+            entry = cache.get(key, tokens)
+            if entry is None:
+                missing[key] = text[:limit]
+            else:
+                found[key] = entry
+        self._hits += len(texts) - len(missing)
+        self._misses += len(missing)
+        if missing:
+            job = _Job(list(missing.values()), kind, tokens, self.dimension)
+            await self._compute(job, timeout_ms)
+            for index, key in enumerate(missing):
+                # A copy: a row of a large request must not keep the whole request's array alive.
+                vector = job.vectors[index].copy()
+                vector.flags.writeable = False
+                found[key] = CachedText(vector, job.token_vectors[index])
+                cache.put(key, found[key])
+        vectors = np.empty((len(texts), self.dimension), np.float32)
+        for row, key in enumerate(keys):
+            vectors[row] = found[key].vector
+        vectors.flags.writeable = False
+        if not tokens:
+            return Encoded(vectors)
+        return Encoded(vectors, [entry.tokens for key in keys if (entry := found[key]).tokens is not None])
+
+    def passages(self, text: str, overlap_tokens: int, max_tokens: int | None = None) -> list[tuple[int, int]]:
+        """Character ranges that cut `text` to what the model reads at once (`max_tokens` at most, special tokens and
+        prefix included); see `passages.passages`. Takes time in proportion to the text: not for the event loop."""
+        spec = self._encoder.spec
+        reserved = len(self._encoder.tokenize([""], TextKind.PASSAGE)[0])
+        budget = min(max_tokens or spec.max_tokens, spec.max_tokens) - reserved
+        return passages(text, self._encoder.token_spans(text), budget, overlap_tokens)
+
+    def pieces(self, ids: Sequence[int] | NDArray[np.int32]) -> list[str]:
+        """The word pieces of token ids; continuations begin with `##`."""
+        return self._encoder.pieces(ids)
+
+    def piece_id(self, piece: str) -> int | None:
+        """The token id of a word piece, None when the vocabulary lacks it."""
+        return self._encoder.piece_id(piece)
+
+    def stats(self) -> EmbedderStats:
+        return EmbedderStats(
+            queries=self._asked[TextKind.QUERY],
+            passages=self._asked[TextKind.PASSAGE],
+            cache_hits=self._hits,
+            cache_misses=self._misses,
+            forward_passes=self._passes,
+            encoded_texts=self._texts,
+            encoded_tokens=self._tokens,
+            busy_s=self._busy_s,
+            rejected_requests=self._rejected,
+            dropped_requests=self._dropped,
+            failed_passes=self._failed,
+            queued_queries=self._queues[TextKind.QUERY].texts,
+            queued_passages=self._queues[TextKind.PASSAGE].texts,
+            cache_bytes=sum(cache.nbytes for cache in self._caches.values()),
+        )
+
+    async def close(self) -> None:
+        """Refuses what waits, lets the running pass end, and joins the thread. May be called twice."""
+        with self._work:
+            self._closing = True
+            refused = [job for queue in self._queues.values() for job in queue.clear()]
+            self._work.notify()
+        for job in refused:
+            job.dropped = True
+            job.settle(NotReadyError("the node is shutting down"))
+        await asyncio.to_thread(self._thread.join)
+
+    # -- on the event loop --------------------------------------------------------------------------------------------
+
+    async def _compute(self, job: _Job, timeout_ms: float | None) -> None:
+        queue = self._queues[job.kind]
+        with self._work:
+            if self._closing:
+                raise NotReadyError("the node is shutting down")
+            accepted = queue.offer(job)
+            waiting = queue.texts
+            if accepted:
+                self._work.notify()
+        if not accepted:
+            self._rejected += 1
+            raise OverloadedError(
+                f"{waiting} texts already wait for the embedding model", retry_after_s=self._retry_after_s(waiting)
+            )
+        try:
+            async with asyncio.timeout(None if timeout_ms is None else timeout_ms / 1000):
+                await job.done
+        except BaseException as error:
+            job.dropped = True
+            with self._lock:
+                queue.drop(job)
+            if isinstance(error, TimeoutError):
+                self._dropped += 1
+                raise QueryTimeoutError(f"no embedding within {timeout_ms:g} ms") from error
+            if isinstance(error, asyncio.CancelledError):
+                self._dropped += 1
+            raise
+
+    def _retry_after_s(self, waiting: int) -> int:
+        rate = self._texts / self._busy_s if self._busy_s else math.inf
+        return max(1, min(MAX_RETRY_AFTER_S, math.ceil(waiting / rate)))
+
+    # -- on the inference thread --------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        queries, stored = self._queues[TextKind.QUERY], self._queues[TextKind.PASSAGE]
+        while True:
+            with self._work:
+                while not (queries.texts or stored.texts or self._closing):
+                    self._work.wait()
+                if self._closing:
+                    return
+            self._serve_queries()
+            with self._lock:
+                work = stored.take(self._settings.slice_tokens)
+            if work:
+                self._encode(work, TextKind.PASSAGE)
+
+    def _serve_queries(self) -> None:
+        with self._lock:
+            work = self._queues[TextKind.QUERY].take(self._settings.query_batch_tokens)
+        if work:
+            self._encode(work, TextKind.QUERY)
+
+    def _encode(self, work: list[tuple[_Job, int]], kind: TextKind) -> None:
+        """Computes a slice pass by pass, and lets queries in between passes over passages."""
+        try:
+            ids = self._encoder.tokenize([job.texts[index] for job, index in work], kind)
+            batches = self._encoder.batches(ids)
+        except Exception as error:
+            self._fail(work, error)
+            return
+        for number, batch in enumerate(batches):
+            if number and kind is TextKind.PASSAGE:
+                self._serve_queries()
+            batch = [place for place in batch if not work[place][0].dropped]
+            if not batch or (self._closing and kind is TextKind.PASSAGE):
+                self._fail([work[place] for place in batch], NotReadyError("the node is shutting down"))
+                continue
+            part = [work[place] for place in batch]
+            began = time.perf_counter()
+            try:
+                encoded = self._encoder.forward(
+                    [ids[place] for place in batch], kind, any(job.tokens for job, _ in part)
+                )
+            except Exception as error:
+                self._fail(part, error)
+                continue
+            self._passes += 1
+            self._texts += len(batch)
+            self._tokens += sum(len(ids[place]) for place in batch)
+            self._busy_s += time.perf_counter() - began
+            self._deliver(part, encoded)
+
+    def _deliver(self, part: list[tuple[_Job, int]], encoded: Encoded) -> None:
+        finished: list[_Job] = []
+        for row, (job, index) in enumerate(part):
+            job.vectors[index] = encoded.vectors[row]
+            if job.tokens and encoded.tokens is not None:
+                job.token_vectors[index] = encoded.tokens[row]
+            job.left -= 1
+            if not job.left:
+                finished.append(job)
+        self._settle(finished, None)
+
+    def _fail(self, part: list[tuple[_Job, int]], error: Exception) -> None:
+        if not part:
+            return
+        if not isinstance(error, DakeraError):
+            self._failed += 1
+            error = InternalError(f"the embedding model failed: {error}")
+        self._settle(list({id(job): job for job, _ in part}.values()), error)
+
+    @staticmethod
+    def _settle(jobs: list[_Job], error: Exception | None) -> None:
+        for job in jobs:
+            try:
+                job.loop.call_soon_threadsafe(job.settle, error)
+            except RuntimeError:
+                continue  # its loop is closed: nobody waits
+
+
+class UnavailableEmbedder:
+    """A node without its model: it says what to run, and everything but vectors works."""
+
+    available = False
+    fingerprint = ""
+
+    def __init__(self, spec: ModelSpec, reason: str) -> None:
+        self.name = spec.name
+        self.dimension = spec.dimension
+        self.reason = reason
+
+    async def embed(
+        self, texts: Sequence[str], kind: TextKind, tokens: bool = False, timeout_ms: float | None = None
+    ) -> Encoded:
+        """Raises ModelUnavailableError; its message is the command that installs the model."""
+        raise ModelUnavailableError(self.reason)
+
+    def stats(self) -> None:
+        return None
+
+    async def close(self) -> None:
+        return None
+
+
+def open_embedder(
+    model: str,
+    cache_dir: Path | None = None,
+    device: Device = Device.CPU,
+    settings: EmbedderSettings = EmbedderSettings(),  # noqa: B008
+) -> Embedder | UnavailableEmbedder:
+    """The embedder of a node, loaded; unavailable when the model is not installed, damaged or cannot be read.
+
+    Blocks for the load (about 0.2 s for MiniLM). Raises UnknownModelError for a name that is no model, and
+    InvalidRequestError for a device that is not there: a node must not start on a mistyped setting. CUDA runs the FP32
+    graph: ONNX Runtime has no int8 kernels for it.
+    """
+    spec = resolve(model)
+    precision = Precision.FP32 if device is Device.CUDA else Precision.INT8
+    try:
+        installed = store.find_or_build(model, cache_dir or store.default_cache_dir(), precision)
+        return Embedder(OnnxEncoder(installed, threads=settings.threads, device=device), settings)
+    except (ModelUnavailableError, HashMismatchError, ModelFormatError) as error:
+        return UnavailableEmbedder(spec, error.message)
