@@ -32,16 +32,15 @@ MAX_TERM_CHARS = 63
 CACHE_TOKENS = 50_000
 """Distinct tokens remembered by the process: about 8 MB when full."""
 
-STOP_WORDS = frozenset(
-    "a an the of to in on at for and or is are was were be been am do does did has have had it its this that these "
-    "those i you he she they we my your his her their our me him them us with as by from ca wo sha ain".split()
-)
+_FUNCTION_WORDS = """
+a an the of to in on at for and or is are was were be been am do does did has have had it its this that these those i you
+he she they we my your his her their our me him them us with as by from ca wo sha ain
+"""
+_QUESTION_WORDS = "what would could may might many much kind type types also yet"
+
+STOP_WORDS = frozenset(_FUNCTION_WORDS.split())
 """Words no document is indexed under."""
-QUERY_STOP_WORDS = (
-    STOP_WORDS
-    | frozenset(stoplists["en"])
-    | frozenset("what would could may might many much kind type types also yet".split())
-)
+QUERY_STOP_WORDS = STOP_WORDS | frozenset(stoplists["en"]) | frozenset(_QUESTION_WORDS.split())
 """Words a question is asked with rather than about; measured on question sets, dropping them is worth 6 points."""
 
 _CLITICS = frozenset(("s", "m", "d", "ll", "re", "ve"))
@@ -72,11 +71,10 @@ def terms(text: str) -> list[str]:
         term = known(token)
         if term is None:
             term = _learn(token)
-        if term.__class__ is str:
-            if term:
-                result.append(term)  # type: ignore[arg-type]
-        else:
+        if isinstance(term, tuple):
             result.extend(term)
+        elif term:
+            result.append(term)
     return result
 
 

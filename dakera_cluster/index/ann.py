@@ -119,7 +119,7 @@ class Approximate(ABC):
                 parameters.sel = faiss().IDSelectorBitmap(selector)
             _, nodes = self._index.search(query[None, :], wanted, params=parameters)
         found = nodes[0]
-        return self._slots[found[found >= 0]].astype(np.int64)
+        return np.asarray(self._slots[found[found >= 0]], dtype=np.int64)
 
     def encoded(self) -> dict[str, np.ndarray]:
         """Arrays for a dump."""

@@ -37,7 +37,7 @@ def allows(allowed: np.ndarray, slots: np.ndarray) -> np.ndarray:
         return np.zeros(len(slots), dtype=bool)
     if len(slots) and int(slots.max()) >= len(allowed):
         inside = slots < len(allowed)
-        return inside & allowed[np.where(inside, slots, 0)]
+        return np.asarray(inside & allowed[np.where(inside, slots, 0)])
     result: np.ndarray = allowed[slots]
     return result
 

@@ -46,7 +46,7 @@ def pack(kind: str, version: int, meta: Mapping[str, Any], arrays: Mapping[str, 
         entries.append(_Array(name, contiguous.dtype.str, contiguous.shape, offset))
         padding = -contiguous.nbytes % ALIGNMENT_BYTES
         if contiguous.nbytes:
-            chunks.append(memoryview(contiguous).cast("B"))
+            chunks.append(contiguous.data.cast("B"))
         chunks.append(bytes(padding))
         offset += contiguous.nbytes + padding
     header = msgspec.msgpack.encode(_Header(kind, version, dict(meta), entries))

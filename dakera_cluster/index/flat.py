@@ -131,7 +131,8 @@ class VectorRows:
         if metric is Metric.DOT_PRODUCT:
             return np.asarray(dots * self._norms[slots] if self.fixed_point else dots)
         lengths = np.float32(np.linalg.norm(query)) * (1 if self.fixed_point else self._norms[slots])
-        return np.clip(np.divide(dots, lengths, out=np.zeros_like(dots), where=lengths > 0), -1.0, 1.0)
+        cosines = np.divide(dots, lengths, out=np.zeros_like(dots), where=lengths > 0)
+        return np.asarray(np.clip(cosines, -1.0, 1.0))
 
     def preselect(self, query: np.ndarray, k: int, metric: Metric, allowed: np.ndarray | None) -> np.ndarray:
         """A superset of the ``k`` best present and allowed slots: everything within rounding of the k-th."""
@@ -146,11 +147,11 @@ class VectorRows:
             else self._scanned(query, metric, slots)
         )
         floor = np.partition(closeness, len(closeness) - k)[len(closeness) - k]
-        return slots[closeness >= floor - PRESELECT_ERROR * magnitude]
+        return np.asarray(slots[closeness >= floor - PRESELECT_ERROR * magnitude])
 
     def _chosen(self, allowed: np.ndarray) -> np.ndarray:
         if len(allowed) >= len(self.present):
-            return self.present & allowed[: len(self.present)]
+            return np.asarray(self.present & allowed[: len(self.present)])
         chosen = np.zeros(len(self.present), dtype=bool)
         np.logical_and(self.present[: len(allowed)], allowed, out=chosen[: len(allowed)])
         return chosen

@@ -27,7 +27,7 @@ from dakera_cluster.index.analysis import folded, query_terms, spans, stem, term
 from dakera_cluster.index.arrays import allows, best
 from dakera_cluster.index.postings import Compaction, Postings
 from dakera_cluster.index.query import Clause, Phrase, Prefix, Query, QuerySyntax, Words, parse
-from dakera_cluster.index.segment import hash_of, hashes_of
+from dakera_cluster.index.segment import hashes_of
 
 DEFAULT_K1 = 1.2
 DEFAULT_B = 0.75
@@ -250,7 +250,7 @@ class FullTextIndex:
         if self.text_of is not None:
             shortest = max(MIN_PREFIX_STEM_CHARS, len(prefix.text) - PREFIX_STEM_GAP_CHARS)
             stems = {prefix.text[:length] for length in range(shortest, len(prefix.text))} | {stem(prefix.text)}
-            for slots, frequencies in self._postings.lookup(hashes_of(sorted(stems.difference(words)))):
+            for slots, _ in self._postings.lookup(hashes_of(sorted(stems.difference(words)))):
                 doubtful = slots[(counts[slots] == 0) & allowed[slots]].astype(np.int64)
                 found = self._verified(doubtful, np.ones(len(doubtful)), lambda text: _prefixed(text, prefix.text))
                 counts[found[0]] += found[1]

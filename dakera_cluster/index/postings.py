@@ -105,7 +105,7 @@ class Postings:
 
     def present(self) -> np.ndarray:
         """bool by slot: the slots that hold a document."""
-        return self._home != ABSENT
+        return np.asarray(self._home != ABSENT)
 
     def add(self, slot: int, counts: Mapping[str, int], length: int) -> None:
         """Index a document of ``length`` terms with ``counts`` of each; a present slot is replaced."""
@@ -179,7 +179,7 @@ class Postings:
         """At most ``limit`` live terms that begin with ``prefix``: the most frequent, ties in alphabetical order."""
         encoded = prefix.encode()
         names = {name for segment in self._segments.values() for name in segment.with_prefix(encoded)}
-        names.update(name for name in self._tail_names.split() if name.startswith(encoded))
+        names.update(name for name in bytes(self._tail_names).split() if name.startswith(encoded))
         candidates = sorted(name.decode() for name in names)
         counts = [len(slots) for slots, _ in self.lookup(hashes_of(candidates))] if candidates else []
         ranked = sorted((-count, term) for count, term in zip(counts, candidates, strict=True) if count)
@@ -286,7 +286,7 @@ class Postings:
     def dump(self) -> bytes:
         """The postings as bytes (the tail is sealed first)."""
         self.seal()
-        arrays = {"lengths": self.lengths, "home": self._home}
+        arrays: dict[str, np.ndarray] = {"lengths": self.lengths, "home": self._home}
         for home, segment in self._segments.items():
             arrays |= {f"{home}.{name}": array for name, array in segment.arrays().items()}
         meta = {"segments": [[home, segment.documents] for home, segment in self._segments.items()]}
