@@ -7,10 +7,13 @@ Contract (the same for S3, a shared directory and memory; one test suite runs ag
 - An etag names one version as far as the store can tell. S3's etag is a checksum of the content, so that two different
   writers of the same bytes look alike: a caller to whom that matters (the lease) puts a nonce into the bytes.
 - A reply that got lost raises ``AmbiguousWriteError``: the write may be there. The caller reads and looks for its nonce;
-  only it knows what it wrote.
+  only it knows what it wrote. Another writer may have built a version on top of it in the meantime: a caller that must
+  know then keeps the last nonce of each writer in the object, or makes its change idempotent.
 - ``get`` after an acknowledged write returns that write or a later one (strong consistency, as S3 documents since 2020).
 - ``probe`` proves that conditions are honoured. Some stores accept the headers and ignore them; a cluster on such a store
   would have many leaders, so that nothing may campaign before a probe has passed.
+
+Use no key that is a directory of another one (``a`` beside ``a/b``): MinIO stores both and lists one.
 
 Called by the leader loop, the catalog, the bucket tier and backup. The bytes are opaque here.
 """

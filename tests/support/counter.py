@@ -16,20 +16,23 @@ from dakera_cluster.storage.objects import ABSENT, AmbiguousWriteError, ObjectSt
 
 
 async def increment(store: ObjectStore, key: str, times: int, writer: str) -> list[int]:
-    """Increment a counter by compare-and-swap; the values this writer was told it wrote."""
+    """Increment a counter by compare-and-swap; the values this writer was told it wrote.
+
+    The object keeps each writer's last nonce: after a lost reply a later version may stand there, made from ours.
+    """
     mine: list[int] = []
     while len(mine) < times:
         found = await store.get(key)
-        value = json.loads(found.data)["n"] + 1 if found else 1
-        data = json.dumps({"n": value, "nonce": f"{writer}-{secrets.token_hex(4)}"}).encode()
+        counter = json.loads(found.data) if found else {"n": 0, "last": {}}
+        value, nonce = counter["n"] + 1, secrets.token_hex(4)
+        data = json.dumps({"n": value, "last": counter["last"] | {writer: nonce}}).encode()
         try:
             await store.put_if(key, data, etag=found.etag if found else ABSENT)
         except PreconditionFailedError:
             continue
         except AmbiguousWriteError:
             settled = await store.get(key)
-            assert settled is not None
-            if settled.data != data:
+            if settled is None or json.loads(settled.data)["last"].get(writer) != nonce:
                 continue
         mine.append(value)
     return mine
