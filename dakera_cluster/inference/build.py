@@ -66,9 +66,7 @@ class BertConfig(msgspec.Struct, frozen=True):
                     f"config.json: {field} is {getattr(self, field)!r}, only {expected!r} is supported"
                 )
         if self.hidden_size % self.num_attention_heads:
-            raise ModelFormatError(
-                f"config.json: hidden_size {self.hidden_size} is no multiple of {self.num_attention_heads} heads"
-            )
+            raise ModelFormatError(f"config.json: hidden_size {self.hidden_size} is no multiple of num_attention_heads")
 
 
 def read_config(path: Path) -> BertConfig:

@@ -222,10 +222,10 @@ def _open(path: Path, spec: ModelSpec, precision: Precision) -> InstalledModel:
     digest = hashlib.sha256("".join(f"{name}={value};" for name, value in sorted(manifest.files.items())).encode())
     return InstalledModel(
         spec=spec,
-        precision=manifest.precision,
+        precision=precision,
         graph_path=path / GRAPH,
         tokenizer_path=path / TOKENIZER,
-        fingerprint=f"{spec.name}-{manifest.precision}-{digest.hexdigest()[:12]}",
+        fingerprint=f"{spec.name}-{precision}-{digest.hexdigest()[:12]}",
     )
 
 

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from dakera_cluster.inference import store
+from dakera_cluster.inference.build import read_config
+from dakera_cluster.inference.embedder import OnnxEncoder
+from dakera_cluster.inference.models import ModelFormatError, Precision, TextKind
+
+from .conftest import HEADS, HIDDEN, LAYERS, SPECIAL, tiny_weights, write_tiny_model
+
+Array = NDArray[np.float64]
+TEXTS = ["the cat sat on the mat .", "hello world", "", "deep blue sea : red fish swims fast", "cats swims zzz"]
+
+
+def reference_states(ids: list[int]) -> Array:
+    """BERT of the papers in plain numpy float64, one text at a time, no mask: an independent account of the graph."""
+    w: dict[str, Array] = {name: tensor.astype(np.float64) for name, tensor in tiny_weights().items()}
+
+    def norm(x: Array, name: str) -> Array:
+        centred = x - x.mean(-1, keepdims=True)
+        scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-12)
+        return scaled * w[name + ".weight"] + w[name + ".bias"]
+
+    def linear(x: Array, name: str) -> Array:
+        return x @ w[name + ".weight"].T + w[name + ".bias"]
+
+    x = w["embeddings.word_embeddings.weight"][ids] + w["embeddings.position_embeddings.weight"][: len(ids)]
+    x = norm(x + w["embeddings.token_type_embeddings.weight"][0], "embeddings.LayerNorm")
+    width = HIDDEN // HEADS
+    for layer in range(LAYERS):
+        p = f"encoder.layer.{layer}."
+        q, k, v = (linear(x, f"{p}attention.self.{part}") for part in ("query", "key", "value"))
+        heads = []
+        for head in range(HEADS):
+            cut = slice(head * width, (head + 1) * width)
+            scores = q[:, cut] @ k[:, cut].T / math.sqrt(width)
+            shares = np.exp(scores - scores.max(-1, keepdims=True))
+            heads.append(shares / shares.sum(-1, keepdims=True) @ v[:, cut])
+        x = norm(linear(np.hstack(heads), p + "attention.output.dense") + x, p + "attention.output.LayerNorm")
+        f = linear(x, p + "intermediate.dense")
+        gelu = f * 0.5 * (1 + np.vectorize(math.erf)(f / math.sqrt(2)))
+        x = norm(linear(gelu, p + "output.dense") + x, p + "output.LayerNorm")
+    return x
+
+
+def encoder(folder: Path, precision: Precision) -> OnnxEncoder:
+    cache = folder.parent / "cache"
+    store.pull(str(folder), cache, precision=precision)
+    return OnnxEncoder(store.find(str(folder), cache, precision))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize(("precision", "floor"), [(Precision.FP32, 0.999999), (Precision.INT8, 0.998)])
+def test_vectors_are_those_of_the_reference_for_both_poolings(
+    tmp_path: Path, pooling: str, precision: Precision, floor: float
+) -> None:
+    model = encoder(write_tiny_model(tmp_path / "tiny", pooling), precision)
+    encoded = model.encode(TEXTS, TextKind.QUERY, tokens=True)
+    assert encoded.tokens is not None
+    for text, vector, tokens in zip(TEXTS, encoded.vectors, encoded.tokens, strict=True):
+        ids = model.tokenize([text], TextKind.QUERY)[0]
+        states = reference_states(ids)
+        pooled = states[0] if pooling == "cls" else states.mean(0)
+        assert vector @ (pooled / np.linalg.norm(pooled)) >= floor
+        assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
+        unit = states / np.linalg.norm(states, axis=1, keepdims=True)
+        assert tokens.floats is not None
+        assert ((tokens.floats * unit[[piece_id >= len(SPECIAL) for piece_id in ids]]).sum(1) >= floor).all()
+
+
+def test_prefixes_are_part_of_the_text(tmp_path: Path) -> None:
+    prompts = {"query": "query : ", "passage": "passage : "}
+    plain = encoder(write_tiny_model(tmp_path / "plain"), Precision.FP32)
+    prefixed = encoder(write_tiny_model(tmp_path / "prefixed", prompts=prompts), Precision.FP32)
+    for kind, prefix in ((TextKind.QUERY, "query : "), (TextKind.PASSAGE, "passage : ")):
+        np.testing.assert_allclose(
+            prefixed.encode(["hello world"], kind).vectors,
+            plain.encode([prefix + "hello world"], kind).vectors,
+            atol=1e-6,
+        )
+
+
+@pytest.mark.parametrize("prefix", ["bert.", "model."])
+def test_checkpoints_with_prefixed_and_old_names_build_the_same_model(tmp_path: Path, prefix: str) -> None:
+    def rename(name: str) -> str:
+        return prefix + name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+
+    plain = encoder(write_tiny_model(tmp_path / "plain"), Precision.INT8)
+    renamed = encoder(write_tiny_model(tmp_path / "renamed", rename=rename), Precision.INT8)
+    expected = plain.encode(TEXTS, TextKind.PASSAGE).vectors
+    np.testing.assert_array_equal(renamed.encode(TEXTS, TextKind.PASSAGE).vectors, expected)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model_type", "xlm-roberta"),
+        ("hidden_act", "relu"),
+        ("position_embedding_type", "relative_key"),
+        ("num_attention_heads", 5),
+        ("hidden_size", None),
+    ],
+)
+def test_an_architecture_that_would_come_out_wrong_is_refused(tiny: Path, field: str, value: Any) -> None:
+    config = json.loads((tiny / "config.json").read_text())
+    config[field] = value
+    (tiny / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelFormatError, match=field):
+        read_config(tiny / "config.json")
+
+
+def test_weights_that_do_not_fit_the_config_are_refused(tiny: Path) -> None:
+    config = json.loads((tiny / "config.json").read_text())
+    (tiny / "config.json").write_text(json.dumps(config | {"vocab_size": 99}))
+    with pytest.raises(ModelFormatError, match="word_embeddings"):
+        store.pull(str(tiny), tiny.parent / "cache")
+    (tiny / "config.json").write_text(json.dumps(config | {"num_hidden_layers": LAYERS + 1}))
+    with pytest.raises(ModelFormatError, match=f"layer.{LAYERS}"):
+        store.pull(str(tiny), tiny.parent / "cache")
