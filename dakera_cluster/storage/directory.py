@@ -36,6 +36,7 @@ import msgspec
 import xxhash
 
 from dakera_cluster.model.errors import BucketUnavailableError, CorruptionError
+from dakera_cluster.storage.durable import make_directories, sync_directory
 from dakera_cluster.storage.objects import (
     ABSENT,
     LIST_LIMIT,
@@ -83,8 +84,7 @@ class DirectoryObjectStore:
         self._temporary = self.root / "tmp"
         try:
             for directory in (self._objects, self._locks, self._temporary):
-                directory.mkdir(parents=True, exist_ok=True)
-            _sync_directory(self.root)
+                make_directories(directory)
             self._sweep_temporary()
         except OSError as error:
             raise _unavailable(self.root, error) from error
@@ -144,16 +144,17 @@ class DirectoryObjectStore:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            self._make_parents(path.parent)
+            make_directories(path.parent)
             with self._lock(key):
                 _check_condition(key, path, etag)
                 temporary.rename(path)
                 try:
-                    _sync_directory(path.parent)
+                    sync_directory(path.parent)
                 except OSError as error:
                     raise AmbiguousWriteError(f"directory {self.root}: {error}") from error
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
         return _etag(nonce, digest)
 
     def _unlink(self, key: str, path: Path) -> None:
@@ -162,7 +163,7 @@ class DirectoryObjectStore:
                 path.unlink()
             except (FileNotFoundError, NotADirectoryError):
                 return
-            _sync_directory(path.parent)
+            sync_directory(path.parent)
 
     def _list(self, prefix: str, after: str, limit: int) -> Sequence[ObjectInfo]:
         # Only the directory that the prefix names in full can hold matching keys.
@@ -184,15 +185,6 @@ class DirectoryObjectStore:
         for directory, _, files in os.walk(top):
             for name in files:
                 yield f"{directory}/{name}"[skip:].removesuffix(LEAF_SUFFIX)
-
-    def _make_parents(self, directory: Path) -> None:
-        missing = []
-        while not directory.exists():
-            missing.append(directory)
-            directory = directory.parent
-        for made in reversed(missing):
-            made.mkdir(exist_ok=True)
-            _sync_directory(made.parent)
 
     @contextlib.contextmanager
     def _lock(self, key: str) -> Iterator[None]:
@@ -268,14 +260,6 @@ def _check_condition(key: str, path: Path, etag: str | Absent | None) -> None:
     current = _read_etag(path)
     if (current is not None) if etag is ABSENT else current != etag:
         raise PreconditionFailedError(f"{key} is not in the version the write asked for")
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _unavailable(root: Path, error: OSError) -> BucketUnavailableError:
