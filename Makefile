@@ -3,7 +3,7 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PORT ?= 3300
-SIZES ?= 1k,10k
+SIZES ?=
 SEEDS ?= 2000
 DATA ?=
 BENCH ?=
@@ -65,7 +65,7 @@ docs-check: $(STAMP)-node
 	$(BIN)/python -m ops.config_table --check
 
 bench: $(STAMP)-bench model ## store, recall, memory and start-up beside chromadb (SIZES=1k,10k, BENCH=--full)
-	$(BIN)/python -m ops.bench --sizes $(SIZES) $(BENCH)
+	$(BIN)/python -m ops.bench $(if $(SIZES),--sizes $(SIZES)) $(BENCH)
 
 clean: down ## remove the environment and everything built; data/ stays
 	rm -rf .venv build dist bench-out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

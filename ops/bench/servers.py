@@ -1,0 +1,162 @@
+"""The two servers under measurement, as processes on loopback: start, wait until they answer, weigh, stop.
+
+Both get a fresh directory and the same machine. The node stores with fsync before it acknowledges; chromadb runs with its
+defaults. Process figures are the kernel's (/proc), children included.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+START_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 60.0
+_POLL_S = 0.01
+
+
+class Server:
+    """One server process. ``start`` returns the seconds until it answered with 200."""
+
+    name = ""
+    ready_path = "/"
+
+    def __init__(self, home: Path, log: Path) -> None:
+        self.home = home
+        self.port = free_port()
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def argv(self) -> list[str]:
+        raise NotImplementedError
+
+    def environment(self) -> Mapping[str, str]:
+        return os.environ
+
+    def start(self) -> float:
+        self.home.mkdir(parents=True, exist_ok=True)
+        began = time.perf_counter()
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self.argv(),
+                env=dict(self.environment()),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.home,
+            )
+        while not self._answers():
+            if self._process.poll() is not None:
+                raise RuntimeError(f"{self.name} ended with status {self._process.returncode}; see {self._log}")
+            if time.perf_counter() - began > START_TIMEOUT_S:
+                self.stop()
+                raise RuntimeError(f"{self.name} did not answer within {START_TIMEOUT_S:.0f} s; see {self._log}")
+            time.sleep(_POLL_S)
+        return time.perf_counter() - began
+
+    def stop(self) -> None:
+        process, self._process = self._process, None
+        if process is None or process.poll() is not None:
+            return
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def discard(self) -> None:
+        self.stop()
+        shutil.rmtree(self.home, ignore_errors=True)
+
+    def resident_bytes(self) -> int:
+        return sum(_resident_bytes(pid) for pid in self._pids())
+
+    def cpu_s(self) -> float:
+        """Processor seconds used so far, user and system."""
+        return sum(_cpu_s(pid) for pid in self._pids())
+
+    def disk_bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.home.rglob("*") if path.is_file())
+
+    def _pids(self) -> list[int]:
+        if self._process is None:
+            return []
+        pids = [self._process.pid]
+        for pid in pids:
+            for children in Path(f"/proc/{pid}/task").glob("*/children"):
+                pids.extend(int(child) for child in children.read_text().split())
+        return pids
+
+    def _answers(self) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=2.0)
+        try:
+            connection.request("GET", self.ready_path)
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+
+class Node(Server):
+    name = "dakera"
+    ready_path = "/health/ready"
+
+    def argv(self) -> list[str]:
+        return [sys.executable, "-m", "node", "serve"]
+
+    def environment(self) -> Mapping[str, str]:
+        return {
+            **{key: value for key, value in os.environ.items() if not key.startswith("DAKERA_")},
+            **({"DAKERA_MODEL_CACHE": os.environ["DAKERA_MODEL_CACHE"]} if "DAKERA_MODEL_CACHE" in os.environ else {}),
+            "DAKERA_HOST": "127.0.0.1",
+            "DAKERA_PORT": str(self.port),
+            "DAKERA_GRPC_PORT": str(free_port()),
+            "DAKERA_GOSSIP_PORT": str(free_port()),
+            "DAKERA_STORAGE": "filesystem",
+            "DAKERA_STORAGE_PATH": "data",
+            "RATE_LIMIT_RPS": "0",
+            "RUST_LOG": "warn",
+        }
+
+
+class Chroma(Server):
+    name = "chromadb"
+    ready_path = "/api/v2/heartbeat"
+
+    def argv(self) -> list[str]:
+        command = Path(sys.executable).parent / "chroma"
+        return [str(command), "run", "--path", "data", "--host", "127.0.0.1", "--port", str(self.port)]
+
+    def environment(self) -> Mapping[str, str]:
+        return {**os.environ, "ANONYMIZED_TELEMETRY": "False"}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _resident_bytes(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def _cpu_s(pid: int) -> float:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
