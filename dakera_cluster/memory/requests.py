@@ -6,7 +6,7 @@ type and default stand here once. Ranges are checked by the services, which rais
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -14,6 +14,9 @@ DEFAULT_RECALL_TOP_K = 5
 DEFAULT_SEARCH_TOP_K = 10
 MAX_TOP_K = 10_000
 MAX_BATCH = 1_000
+
+Int = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
+"""An integer every JSON client can carry exactly."""
 
 
 class Request(msgspec.Struct, kw_only=True, frozen=True):
@@ -27,8 +30,8 @@ class StoreItem(Request):
     tags: list[str] | None = None
     session_id: str | None = None
     metadata: dict[str, Any] | None = None
-    ttl_seconds: int | None = None
-    expires_at: int | None = None
+    ttl_seconds: Int | None = None
+    expires_at: Int | None = None
     embedding: list[float] | None = None
     id: str | None = None
     lang: str | None = None
@@ -47,14 +50,14 @@ class RecallQuery(Request):
     """Recall and search. ``top_k`` None means the route's default."""
 
     query: str
-    top_k: int | None = None
+    top_k: Int | None = None
     memory_type: str | None = None
     min_importance: float | None = None
     session_id: str | None = None
     tags: list[str] | None = None
     include_associated: bool | None = None
-    associated_memories_cap: int | None = None
-    associated_memories_depth: int | None = None
+    associated_memories_cap: Int | None = None
+    associated_memories_depth: Int | None = None
     associated_memories_min_weight: float | None = None
     since: str | None = None
     until: str | None = None
@@ -62,7 +65,7 @@ class RecallQuery(Request):
     rerank: bool | str | None = None
     fusion: str | None = None
     vector_weight: float | None = None
-    iterations: int | None = None
+    iterations: Int | None = None
     neighborhood: bool | None = None
     filter: dict[str, Any] | None = None
     explain: bool | None = None
@@ -76,8 +79,8 @@ class BatchFilter(Request):
     tags: list[str] | None = None
     min_importance: float | None = None
     max_importance: float | None = None
-    created_after: int | None = None
-    created_before: int | None = None
+    created_after: Int | None = None
+    created_before: Int | None = None
     memory_type: str | None = None
     session_id: str | None = None
 
@@ -88,12 +91,12 @@ class ForgetQuery(Request):
     memory_ids: list[str] | None = None
     tags: list[str] | None = None
     session_id: str | None = None
-    before_timestamp: int | None = None
+    before_timestamp: Int | None = None
 
 
 class ConsolidateConfig(Request):
     algorithm: str | None = None
-    min_samples: int | None = None
+    min_samples: Int | None = None
     eps: float | None = None
 
 
@@ -112,18 +115,18 @@ class VectorItem(Request):
     id: str
     values: list[float]
     metadata: dict[str, Any] | None = None
-    ttl_seconds: int | None = None
+    ttl_seconds: Int | None = None
 
 
 class VectorQuery(Request):
     vector: list[float]
-    top_k: int | None = None
+    top_k: Int | None = None
     filter: dict[str, Any] | None = None
     include_values: bool = False
     include_metadata: bool = True
     distance_metric: str | None = None
     consistency: str | None = None
-    max_staleness_ms: int | None = None
+    max_staleness_ms: Int | None = None
 
 
 class MultiVectorQuery(Request):
@@ -131,12 +134,12 @@ class MultiVectorQuery(Request):
     positive_weights: list[float] | None = None
     negative: list[list[float]] | None = None
     negative_weights: list[float] | None = None
-    top_k: int | None = None
+    top_k: Int | None = None
     distance_metric: str | None = None
     score_threshold: float | None = None
     enable_mmr: bool = False
     mmr_lambda: float = 0.5
-    mmr_prefetch_k: int | None = None
+    mmr_prefetch_k: Int | None = None
     include_metadata: bool = True
     include_vectors: bool = False
     filter: dict[str, Any] | None = None
@@ -151,7 +154,7 @@ class UnifiedQuery(Request):
     rank_by: list[Any]
     fusion: str | None = None
     rerank: bool = False
-    top_k: int | None = None
+    top_k: Int | None = None
     filter: dict[str, Any] | None = None
     include_metadata: bool = True
     include_vectors: bool = False
@@ -165,15 +168,15 @@ class AggregateQuery(Request):
 
     aggregate_by: dict[str, list[str]]
     vector: list[float] | None = None
-    top_k: int | None = None
+    top_k: Int | None = None
     group_by: list[str] | None = None
     filter: dict[str, Any] | None = None
-    limit: int = 100
+    limit: Int = 100
 
 
 class ExportQuery(Request):
     cursor: str | None = None
-    limit: int = 1000
+    limit: Int = 1000
     filter: dict[str, Any] | None = None
     include_vectors: bool = True
     include_metadata: bool = True
@@ -182,7 +185,7 @@ class ExportQuery(Request):
 class ExplainQuery(Request):
     query_type: str = "vector_search"
     vector: list[float] | None = None
-    top_k: int | None = None
+    top_k: Int | None = None
     filter: dict[str, Any] | None = None
     text_query: str | None = None
     distance_metric: str | None = None
@@ -194,14 +197,14 @@ class TextDocument(Request):
     id: str
     text: str
     metadata: dict[str, Any] | None = None
-    ttl_seconds: int | None = None
+    ttl_seconds: Int | None = None
 
 
 class TextQuery(Request):
     """Full-text search (BM25 with the query language: quotes, +/-, prefix*)."""
 
     query: str
-    top_k: int | None = None
+    top_k: Int | None = None
     filter: dict[str, Any] | None = None
 
 
@@ -209,7 +212,7 @@ class QueryText(Request):
     """Text in, nearest vectors out; the node embeds the text."""
 
     texts: list[str]
-    top_k: int | None = None
+    top_k: Int | None = None
     filter: dict[str, Any] | None = None
     include_text: bool = True
     include_vectors: bool = False
@@ -221,7 +224,7 @@ class HybridQuery(Request):
 
     text: str
     vector: list[float] | None = None
-    top_k: int | None = None
+    top_k: Int | None = None
     vector_weight: float = 0.5
     filter: dict[str, Any] | None = None
     include_metadata: bool = True
@@ -230,7 +233,7 @@ class HybridQuery(Request):
 
 class NamespaceSpec(Request):
     name: str
-    dimension: int | None = None
+    dimension: Int | None = None
     index_type: str | None = None
     distance: str | None = None
     metadata: dict[str, Any] | None = None

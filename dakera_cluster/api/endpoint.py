@@ -1,0 +1,322 @@
+"""The way of a request: admit, identify, limit, read, decode, check the namespace, call the handler, encode, answer.
+
+One `Endpoint` is made for each path of the route table, with everything that can be prepared (decoder, scope, template);
+nothing is looked up by reflection while a request runs. Invariants: whatever goes wrong is answered with the error body
+of the contract; a traceback goes to the log and never to a client; every answer carries the headers of `headers` and is
+counted once. Called by aiohttp.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from aiohttp import web
+from multidict import CIMultiDict
+
+from dakera_cluster.api import content
+from dakera_cluster.api.auth import Identity, anonymous, require_namespace, require_scope, require_unpinned
+from dakera_cluster.api.compat import client_of
+from dakera_cluster.api.content import BodyReader
+from dakera_cluster.api.decode import Decoder, decode_query
+from dakera_cluster.api.headers import HeaderPolicy
+from dakera_cluster.api.limits import Allowance
+from dakera_cluster.api.metrics import UNKNOWN_PATH
+from dakera_cluster.api.route import Call, NoBody, Raw, Route
+from dakera_cluster.api.runtime import Runtime
+from dakera_cluster.model.errors import (
+    AuthenticationRequiredError,
+    DakeraError,
+    InternalError,
+    InvalidApiKeyError,
+    MethodNotAllowedError,
+    OverloadedError,
+    PayloadTooLargeError,
+    QueryTimeoutError,
+    RateLimitedError,
+    RequestTimeoutError,
+    RouteNotFoundError,
+    UnsupportedMediaTypeError,
+)
+from dakera_cluster.model.ids import AGENT_PREFIX, MAX_NAMESPACE_CHARS, agent_namespace, check_id, check_namespace
+from dakera_cluster.model.keys import Scope
+
+log = logging.getLogger(__name__)
+access_log = logging.getLogger("dakera_cluster.api.access")
+
+JSON = "application/json"
+MAX_AGENT_CHARS = MAX_NAMESPACE_CHARS - len(AGENT_PREFIX)
+_JSON_SUFFIX = "+json"
+_HTTP_OK = 200
+_HTTP_NO_CONTENT = 204
+
+
+class Endpoint:
+    """One path of one route."""
+
+    def __init__(self, route: Route, template: str, runtime: Runtime) -> None:
+        self.route = route
+        self.template = template
+        self._runtime = runtime
+        self._takes_json = route.body is not NoBody
+        self._takes_body = route.method not in ("GET", "HEAD")
+        self._decoder = Decoder(route.body, max_depth=runtime.settings.max_json_depth)
+        self._from_query = route.answer_type == "text/event-stream"
+        source, _, name = (route.namespace_from or "").partition(".")
+        self._namespace_source = source
+        self._namespace_name = name
+
+    async def handle(self, http: web.Request) -> web.StreamResponse:
+        runtime = self._runtime
+        started = runtime.monotonic()
+        exchange = Exchange(runtime, http, self.template, self.route.operation, started)
+        admitted = False
+        try:
+            if not self.route.exempt:
+                runtime.admission.enter()
+                admitted = True
+            answer = await self._work(http, exchange)
+            return await exchange.succeed(answer)
+        except DakeraError as error:
+            return exchange.fail(error)
+        except Exception:
+            log.exception("request %s failed: %s %s", exchange.request_id, http.method, self.template)
+            return exchange.fail(InternalError("internal error", details={"request_id": exchange.request_id}))
+        finally:
+            if admitted:
+                runtime.admission.leave()
+            exchange.finish()
+
+    async def _work(self, http: web.Request, exchange: Exchange) -> Any:
+        """The handler's answer. Raises the errors of the tree."""
+        runtime = self._runtime
+        settings = runtime.settings
+        identity = await self._identify(http, exchange)
+        reader = BodyReader(
+            runtime.admission, limit_bytes=settings.max_body_bytes, off_loop_bytes=settings.compress_off_loop_bytes
+        )
+        reading = True
+        try:
+            async with asyncio.timeout(settings.request_timeout_s) as limit:
+                data = await reader.read(http) if self._takes_body else b""
+                reading = False
+                body = await self._decode(http, data)
+                path = self._check_path(http.match_info)
+                query = decode_query(http.query, self.route.query) if self.route.query is not None else None
+                exchange.namespace = namespace = self._namespace(path, body, query)
+                if namespace is not None:
+                    require_namespace(identity, namespace)
+                call = Call(
+                    runtime.services, runtime, http, client_of(http.headers.get("User-Agent")), identity, path, query
+                )
+                return await self.route.handler(call, body)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            if reading:
+                raise RequestTimeoutError("the body did not arrive in time") from None
+            raise QueryTimeoutError(f"no answer within {settings.request_timeout_s:g} s") from None
+        finally:
+            reader.close()
+
+    async def _identify(self, http: web.Request, exchange: Exchange) -> Identity:
+        runtime = self._runtime
+        route = self.route
+        if route.scope is Scope.NONE:
+            identity = anonymous(http, Scope.NONE)
+            exchange.allowance = runtime.limiter.peek(identity.bucket, exchange.started)
+            return identity
+        try:
+            identity = await runtime.auth.identify(http, from_query=self._from_query)
+        except (AuthenticationRequiredError, InvalidApiKeyError):
+            exchange.allowance = runtime.limiter.take(anonymous(http, Scope.NONE).bucket, exchange.started)
+            raise
+        exchange.key_id = identity.key_id
+        if not route.exempt:
+            exchange.allowance = runtime.limiter.take(identity.bucket, exchange.started)
+        require_scope(identity, route.scope)
+        if route.node_wide:
+            require_unpinned(identity)
+        return identity
+
+    async def _decode(self, http: web.Request, data: bytes) -> Any:
+        if not self._takes_json:
+            return None
+        if data and not _is_json(http.headers.get("Content-Type")):
+            raise UnsupportedMediaTypeError(
+                f"Content-Type: expected {JSON}, got {http.headers.get('Content-Type')!r}",
+                details={"field": "Content-Type"},
+            )
+        if len(data) >= self._runtime.settings.decode_off_loop_bytes:
+            return await asyncio.to_thread(self._decoder.decode, data)
+        return self._decoder.decode(data)
+
+    @staticmethod
+    def _check_path(raw: Any) -> dict[str, str]:
+        path = dict(raw)
+        for name, value in path.items():
+            if name == "ns":
+                check_namespace(value)
+            elif name == "agent_id":
+                check_id(value, name, limit=MAX_AGENT_CHARS)
+            else:
+                check_id(value, name)
+        return path
+
+    def _namespace(self, path: dict[str, str], body: Any, query: Any) -> str | None:
+        """The namespace this request touches, when the route names one."""
+        source = self._namespace_source
+        if not source:
+            return None
+        name = self._namespace_name
+        value = path[name] if source == "path" else getattr(body if source == "body" else query, name)
+        if value is None:
+            return None
+        if name == "agent_id":
+            return agent_namespace(value if source == "path" else check_id(value, name, limit=MAX_AGENT_CHARS))
+        return value if source == "path" else check_namespace(value, name)
+
+
+def _is_json(content_type: str | None) -> bool:
+    if content_type is None:
+        return True
+    kind = content_type.partition(";")[0].strip().lower()
+    return kind == JSON or kind.endswith(_JSON_SUFFIX)
+
+
+class Fallback:
+    """Answers what no route took: 404, 405 with Allow, and CORS preflights."""
+
+    def __init__(self, allowed: Any, runtime: Runtime) -> None:
+        self._allowed = allowed
+        self._runtime = runtime
+
+    async def handle(self, http: web.Request) -> web.StreamResponse:
+        exchange = Exchange(self._runtime, http, UNKNOWN_PATH, "", self._runtime.monotonic())
+        exchange.allowance = self._runtime.limiter.peek(anonymous(http, Scope.NONE).bucket, exchange.started)
+        allowed: list[str] = self._allowed(http.rel_url.raw_path)
+        try:
+            if http.method == "OPTIONS" and (allowed or "Access-Control-Request-Method" in http.headers):
+                return exchange.preflight([*allowed, "OPTIONS"])
+            if not allowed:
+                return exchange.fail(RouteNotFoundError(f"no route {http.method} {http.path[:200]}"))
+            error = MethodNotAllowedError(f"{http.method} is not allowed here; use {', '.join(allowed)}")
+            return exchange.fail(error, Allow=", ".join(allowed))
+        finally:
+            exchange.finish()
+
+
+class Exchange:
+    """One request and its answer: builds responses with the common headers and does the bookkeeping."""
+
+    __slots__ = ("_http", "_now", "_operation", "_runtime", "_sent", "_status", "_template", "allowance", "key_id",
+                 "namespace", "request_id", "started")  # fmt: skip
+
+    def __init__(self, runtime: Runtime, http: web.Request, template: str, operation: str, started: float) -> None:
+        self._runtime = runtime
+        self._http = http
+        self._template = template
+        self._operation = operation
+        self._status = 0
+        self._sent = 0
+        self.started = started
+        self.request_id = runtime.headers.request_id(http)
+        self.allowance: Allowance | None = None
+        self.key_id: str | None = None
+        self.namespace: str | None = None
+        runtime.metrics.active.inc()
+
+    def _headers(self) -> CIMultiDict[str]:
+        runtime = self._runtime
+        allowance = self.allowance
+        if allowance is None:
+            caller = self.key_id or anonymous(self._http, Scope.NONE).bucket
+            allowance = runtime.limiter.peek(caller, self.started)
+        return runtime.headers.base(self._http, self.request_id, allowance, runtime.clock())
+
+    async def succeed(self, answer: Any) -> web.StreamResponse:
+        if isinstance(answer, web.StreamResponse):
+            self._status = answer.status
+            return answer
+        headers = self._headers()
+        if isinstance(answer, Raw):
+            body = answer.body
+            headers["Content-Type"] = answer.content_type
+            headers.update(answer.headers)
+        else:
+            body = self._runtime.encode(answer)
+            headers["Content-Type"] = JSON
+        settings = self._runtime.settings
+        if len(body) >= settings.compress_min_bytes:
+            body = await self._packed(body, headers, settings.compress_off_loop_bytes)
+        return self._respond(_HTTP_OK, body, headers)
+
+    async def _packed(self, body: bytes, headers: CIMultiDict[str], off_loop_bytes: int) -> bytes:
+        headers.add("Vary", "Accept-Encoding")
+        encoding = content.accepted_encoding(self._http.headers.get("Accept-Encoding", "")[:256])
+        if encoding is None:
+            return body
+        headers["Content-Encoding"] = encoding
+        if len(body) >= off_loop_bytes:
+            return await asyncio.to_thread(content.pack, body, encoding)
+        return content.pack(body, encoding)
+
+    def fail(self, error: DakeraError, **more: str) -> web.Response:
+        if isinstance(error, (OverloadedError, RateLimitedError, PayloadTooLargeError)):
+            self._runtime.metrics.reject(error.code.lower())
+        headers = self._headers()
+        headers["Content-Type"] = JSON
+        headers.update(more)
+        if error.retry_after_s is not None:
+            headers["Retry-After"] = str(error.retry_after_s)
+        if isinstance(error, AuthenticationRequiredError | InvalidApiKeyError):
+            headers["WWW-Authenticate"] = "Bearer"
+        return self._respond(error.status, self._runtime.encode(error.body()), headers)
+
+    def preflight(self, allowed: list[str]) -> web.Response:
+        headers = self._headers()
+        HeaderPolicy.preflight(headers, allowed)
+        headers["Allow"] = ", ".join(allowed)
+        return self._respond(_HTTP_NO_CONTENT, b"", headers)
+
+    def _respond(self, status: int, body: bytes, headers: CIMultiDict[str]) -> web.Response:
+        self._status = status
+        self._sent = len(body)
+        return web.Response(body=body, status=status, headers=headers)
+
+    def finish(self) -> None:
+        runtime = self._runtime
+        seconds = runtime.monotonic() - self.started
+        http = self._http
+        status = self._status
+        runtime.metrics.active.dec()
+        runtime.metrics.observe(http.method, self._template, status, seconds, self._operation)
+        if self.key_id is not None:
+            runtime.services.keys.note(
+                self.key_id,
+                route=self._template,
+                namespace=self.namespace,
+                status=status,
+                sent_bytes=self._sent,
+                latency_ms=seconds * 1e3,
+            )
+        settings = runtime.settings
+        slow = 0 < settings.slow_request_ms <= seconds * 1e3
+        if slow or (settings.access_log and access_log.isEnabledFor(logging.INFO)):
+            self._log(seconds, logging.WARNING if slow else logging.INFO)
+
+    def _log(self, seconds: float, level: int) -> None:
+        http = self._http
+        line = {
+            "request_id": self.request_id,
+            "method": http.method,
+            "path": self._template if self._template != UNKNOWN_PATH else http.path[:200],
+            "status": self._status,
+            "duration_ms": round(seconds * 1e3, 3),
+            "sent_bytes": self._sent,
+            "key_id": self.key_id,
+            "namespace": self.namespace,
+            "remote": http.remote,
+        }
+        access_log.log(level, "request", extra=line)

@@ -1,0 +1,88 @@
+"""Background jobs that an operator started: a bounded list of what runs and what ran.
+
+Kept in memory: a job belongs to the process that runs it. Called by the ops handlers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from dakera_cluster.model.errors import DakeraError, JobNotFoundError, OverloadedError
+
+log = logging.getLogger(__name__)
+MAX_JOBS = 256
+MAX_RUNNING = 4
+
+
+class Job(msgspec.Struct):
+    """Times are Unix seconds, ``progress`` percent."""
+
+    id: str
+    job_type: str
+    status: str
+    created_at: int
+    started_at: int | None = None
+    completed_at: int | None = None
+    progress: int = 0
+    message: str | None = None
+    metadata: dict[str, str] = {}
+
+
+class Jobs:
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._jobs: OrderedDict[str, Job] = OrderedDict()
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def list(self) -> list[Job]:
+        """Newest first."""
+        return list(reversed(self._jobs.values()))
+
+    def get(self, job_id: str) -> Job:
+        job = self._jobs.get(job_id)
+        if job is None:
+            raise JobNotFoundError(f"no job {job_id}")
+        return job
+
+    @property
+    def active(self) -> int:
+        return len(self._tasks)
+
+    def start(self, job_type: str, work: Callable[[Job], Awaitable[Any]], **metadata: str) -> Job:
+        """Run ``work`` in the background; it may set the job's progress and message."""
+        if len(self._tasks) >= MAX_RUNNING:
+            raise OverloadedError(f"{len(self._tasks)} jobs are running; retry when one has ended", retry_after_s=5)
+        now = int(self._clock())
+        job = Job(f"job_{uuid.uuid4().hex}", job_type, "running", now, started_at=now, metadata=metadata)
+        self._jobs[job.id] = job
+        while len(self._jobs) > MAX_JOBS:
+            self._jobs.popitem(last=False)
+        self._tasks[job.id] = asyncio.create_task(self._run(job, work), name=job.id)
+        return job
+
+    async def _run(self, job: Job, work: Callable[[Job], Awaitable[Any]]) -> None:
+        try:
+            await work(job)
+            job.status, job.progress = "completed", 100
+        except DakeraError as error:
+            job.status, job.message = "failed", error.message
+        except Exception:
+            log.exception("job %s failed", job.id)
+            job.status, job.message = "failed", "internal error"
+        finally:
+            job.completed_at = int(self._clock())
+            del self._tasks[job.id]
+
+    async def close(self) -> None:
+        """Cancel what runs and wait for it."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,498 @@
+"""The route table: every path of the HTTP surface, declared once.
+
+From these rows come the aiohttp routes, the 404 and 405 answers, the scopes that are enforced, the OpenAPI document and
+the tables of the tests. A row that an older client calls under another path carries that path as an alias, so that one
+handler serves all of them. Admin rows answer under ``/admin`` and ``/v1/admin``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dakera_cluster.api import answers, bodies, vector_bodies
+from dakera_cluster.api.handlers import keys, memory, namespaces, ops, sessions, texts, vectors
+from dakera_cluster.api.jobs import Job
+from dakera_cluster.api.route import Handler, Route
+from dakera_cluster.memory.requests import (
+    ConsolidateQuery,
+    ExplainQuery,
+    MemoryChanges,
+    RecallQuery,
+    StoreItem,
+    TextQuery,
+)
+from dakera_cluster.memory.services import AgentHealth, AgentSummary, FeedbackSummary, TextUpserted
+from dakera_cluster.model.keys import Scope
+from dakera_cluster.model.memories import Session
+
+_AGENT = "/v1/agents/{agent_id}"
+_NS = "/v1/namespaces/{ns}"
+_TEXT = "text/plain"
+
+
+def _rows(tag: str, *rows: tuple[str, str, Scope, Handler, str, dict[str, Any]]) -> tuple[Route, ...]:
+    return tuple(
+        Route(method=method, path=path, scope=scope, handler=handler, summary=summary, tag=tag, **more)
+        for method, path, scope, handler, summary, more in rows
+    )
+
+
+HEALTH = _rows(
+    "Health",
+    ("GET", "/health", Scope.NONE, ops.health, "Is the process up", {"answer": answers.Health, "exempt": True}),
+    ("GET", "/health/live", Scope.NONE, ops.live, "Is the event loop alive", {"answer": answers.Live, "exempt": True}),
+    (
+        "GET", "/health/ready", Scope.NONE, ops.ready, "Should it get traffic; 503 with the reasons when not",
+        {"answer": answers.Ready, "exempt": True},
+    ),
+    (
+        "GET", "/metrics", Scope.NONE, ops.prometheus, "Prometheus metrics",
+        {"answer": str, "answer_type": _TEXT, "exempt": True},
+    ),
+)  # fmt: skip
+
+OPS = _rows(
+    "Operations",
+    ("GET", "/v1/ops/stats", Scope.READ, ops.stats, "Totals and state of the node", {"answer": answers.OpsStats}),
+    (
+        "GET", "/v1/ops/metrics", Scope.ADMIN, ops.prometheus, "Prometheus metrics, with a key",
+        {"answer": str, "answer_type": _TEXT, "node_wide": True},
+    ),
+    (
+        "GET", "/ops/diagnostics", Scope.ADMIN, ops.diagnostics, "System, resources and components",
+        {"answer": answers.Diagnostics, "node_wide": True},
+    ),
+    ("GET", "/ops/jobs", Scope.ADMIN, ops.list_jobs, "Background jobs", {"answer": list[Job], "node_wide": True}),
+    ("GET", "/ops/jobs/{job_id}", Scope.ADMIN, ops.get_job, "One background job", {"answer": Job, "node_wide": True}),
+    (
+        "POST", "/ops/compact", Scope.ADMIN, ops.compact, "Compact a namespace, or all",
+        {"body": bodies.CompactBody, "answer": answers.JobStarted, "node_wide": True},
+    ),
+    (
+        "POST", "/ops/shutdown", Scope.SUPER_ADMIN, ops.shutdown, "Drain and stop this node",
+        {"answer": answers.Done, "node_wide": True},
+    ),
+    (
+        "GET", "/v1/kpis", Scope.ADMIN, ops.kpis, "Key figures",
+        {"answer": answers.Kpis, "aliases": ("/kpis",), "node_wide": True},
+    ),
+)  # fmt: skip
+
+_BY_BODY: dict[str, Any] = {"namespace_from": "body.agent_id"}
+_BY_AGENT: dict[str, Any] = {"namespace_from": "path.agent_id"}
+_BY_QUERY: dict[str, Any] = {"namespace_from": "query.agent_id"}
+_STORE: dict[str, Any] = {"answer": answers.StoredMemory, "operation": "store"}
+_RECALL: dict[str, Any] = {"answer": answers.Recall, "operation": "recall"}
+
+MEMORY = _rows(
+    "Memory",
+    (
+        "POST", "/v1/memory/store", Scope.WRITE, memory.store, "Store a memory",
+        {"body": bodies.StoreBody, "aliases": ("/v1/memories",), **_STORE, **_BY_BODY},
+    ),
+    (
+        "POST", f"{_AGENT}/memories", Scope.WRITE, memory.store, "Store a memory of the agent",
+        {"body": StoreItem, "legacy": True, **_STORE, **_BY_AGENT},
+    ),
+    (
+        "POST", "/v1/memory", Scope.WRITE, memory.store, "Store a memory; the namespace plays the agent",
+        {"body": bodies.NamespaceStoreBody, **_STORE, **_BY_BODY},
+    ),
+    (
+        "POST", "/v1/memories/store/batch", Scope.WRITE, memory.store_batch, "Store up to 1000 memories",
+        {"body": bodies.StoreBatchBody, "answer": answers.StoredBatch, **_BY_BODY},
+    ),
+    (
+        "POST", "/v1/memory/recall", Scope.READ, memory.recall, "Recall what fits a query",
+        {"body": bodies.RecallBody, "aliases": ("/v1/memories/recall",), **_RECALL, **_BY_BODY},
+    ),
+    (
+        "POST", f"{_AGENT}/memories/recall", Scope.READ, memory.recall, "Recall what fits a query",
+        {"body": RecallQuery, "legacy": True, **_RECALL, **_BY_AGENT},
+    ),
+    (
+        "POST", "/v1/memory/search", Scope.READ, memory.search, "Search memories, without reranking by default",
+        {"body": bodies.RecallBody, **_RECALL, **_BY_BODY},
+    ),
+    (
+        "POST", f"{_AGENT}/memories/search", Scope.READ, memory.search, "Search memories of the agent",
+        {"body": RecallQuery, "legacy": True, **_RECALL, **_BY_AGENT},
+    ),
+    (
+        "GET", "/v1/memory/search", Scope.READ, memory.search_get, "Search by query string",
+        {"query": bodies.MemorySearchQuery, "aliases": ("/v1/memories/search",), **_RECALL},
+    ),
+    (
+        "GET", "/v1/memories", Scope.READ, memory.list_memories, "List memories",
+        {"query": bodies.AgentPageQuery, "answer": answers.MemoryPage, **_BY_QUERY},
+    ),
+    (
+        "POST", "/v1/memories/recall/batch", Scope.READ, memory.recall_batch, "Memories that match a filter",
+        {"body": bodies.BatchRecallBody, "answer": answers.Matching, **_BY_BODY},
+    ),
+    (
+        "DELETE", "/v1/memories/forget/batch", Scope.ADMIN, memory.forget_batch, "Forget what matches a filter",
+        {"body": bodies.BatchForgetBody, "answer": answers.Forgotten, **_BY_BODY},
+    ),
+    (
+        "POST", "/v1/memory/forget", Scope.WRITE, memory.forget, "Forget by id, tag, session or age",
+        {"body": bodies.ForgetBody, "answer": answers.Forgotten, **_BY_BODY},
+    ),
+    (
+        "DELETE", f"{_AGENT}/memories/{{memory_id}}", Scope.WRITE, memory.forget_one, "Forget one memory",
+        {"answer": answers.Forgotten, "legacy": True, **_BY_AGENT},
+    ),
+    (
+        "GET", "/v1/memory/get/{memory_id}", Scope.READ, memory.get, "One memory",
+        {"query": bodies.AgentQuery, "answer": answers.OneMemory, **_BY_QUERY},
+    ),
+    (
+        "GET", f"{_AGENT}/memories/{{memory_id}}", Scope.READ, memory.get, "One memory of the agent",
+        {"answer": answers.OneMemory, "legacy": True, **_BY_AGENT},
+    ),
+    (
+        "PUT", "/v1/memory/update/{memory_id}", Scope.WRITE, memory.update, "Change a memory",
+        {"body": bodies.UpdateBody, "query": bodies.AgentQuery, "answer": answers.OneMemory, **_BY_QUERY},
+    ),
+    (
+        "PUT", f"{_AGENT}/memories/{{memory_id}}", Scope.WRITE, memory.update, "Change a memory of the agent",
+        {"body": MemoryChanges, "answer": answers.OneMemory, "legacy": True, **_BY_AGENT},
+    ),
+    (
+        "POST", "/v1/memory/importance", Scope.WRITE, memory.set_importance, "Set the importance",
+        {"body": bodies.ImportanceBody, "answer": answers.ImportanceSet, **_BY_BODY},
+    ),
+    (
+        "PUT", f"{_AGENT}/memories/importance", Scope.WRITE, memory.set_importance, "Set the importance of several",
+        {"body": bodies.AgentImportanceBody, "answer": answers.ImportanceSet, "legacy": True, **_BY_AGENT},
+    ),
+    (
+        "POST", "/v1/memory/consolidate", Scope.WRITE, memory.consolidate, "Merge similar memories",
+        {"body": bodies.ConsolidateBody, "answer": answers.Consolidation, **_BY_BODY},
+    ),
+    (
+        "POST", f"{_AGENT}/memories/consolidate", Scope.WRITE, memory.consolidate, "Merge similar memories",
+        {"body": ConsolidateQuery, "answer": answers.Consolidation, "legacy": True, **_BY_AGENT},
+    ),
+    (
+        "POST", "/v1/memory/feedback", Scope.WRITE, memory.feedback, "Say whether a memory helped",
+        {"body": bodies.FeedbackBody, "answer": answers.Feedback, **_BY_BODY},
+    ),
+    (
+        "POST", f"{_AGENT}/memories/feedback", Scope.WRITE, memory.feedback, "Say whether a memory helped",
+        {"body": bodies.AgentFeedbackBody, "answer": answers.Feedback, "legacy": True, **_BY_AGENT},
+    ),
+    (
+        "POST", "/v1/memory/hybrid", Scope.READ, memory.hybrid, "Hybrid query over an agent's memories",
+        {"body": vector_bodies.AgentHybridBody, "answer": answers.HybridHits, **_BY_BODY},
+    ),
+)  # fmt: skip
+
+FEEDBACK = _rows(
+    "Feedback",
+    (
+        "POST", "/v1/memories/{memory_id}/feedback", Scope.WRITE, memory.memory_feedback, "Upvote, downvote or flag",
+        {"body": bodies.MemoryFeedbackBody, "answer": answers.Feedback, **_BY_BODY},
+    ),
+    (
+        "GET", "/v1/memories/{memory_id}/feedback", Scope.READ, memory.feedback_history, "The last 100 signals",
+        {"query": bodies.AgentQuery, "answer": answers.FeedbackHistory, **_BY_QUERY},
+    ),
+    (
+        "PATCH", "/v1/memories/{memory_id}/importance", Scope.WRITE, memory.patch_importance, "Set the importance",
+        {"body": bodies.ImportancePatch, "answer": answers.ImportancePatched, **_BY_BODY},
+    ),
+    (
+        "GET", f"{_AGENT}/feedback/summary", Scope.READ, memory.feedback_summary, "Signals of an agent, counted",
+        {"answer": FeedbackSummary, **_BY_AGENT},
+    ),
+    (
+        "GET", "/v1/feedback/health", Scope.READ, memory.feedback_health, "Mean importance of live memories",
+        {"query": bodies.AgentQuery, "answer": AgentHealth, **_BY_QUERY},
+    ),
+)  # fmt: skip
+
+SESSIONS = _rows(
+    "Sessions",
+    (
+        "POST", "/v1/sessions/start", Scope.WRITE, sessions.start, "Start a session",
+        {"body": bodies.SessionStartBody, "answer": answers.SessionStarted, **_BY_BODY},
+    ),
+    ("GET", "/v1/sessions/{session_id}", Scope.READ, sessions.get, "One session", {"answer": Session}),
+    (
+        "POST", "/v1/sessions/{session_id}/end", Scope.WRITE, sessions.end, "End a session",
+        {"body": bodies.SessionEndBody, "answer": answers.SessionEnded},
+    ),
+    (
+        "GET", "/v1/sessions", Scope.READ, sessions.list_sessions, "Sessions, newest first",
+        {"query": bodies.SessionsQuery, "answer": answers.Sessions | list[Session], **_BY_QUERY},
+    ),
+    (
+        "GET", "/v1/sessions/{session_id}/memories", Scope.READ, sessions.memories, "Memories of a session",
+        {"query": bodies.PageQuery, "answer": answers.MemoryPage},
+    ),
+    (
+        "GET", f"{_AGENT}/sessions", Scope.READ, sessions.agent_sessions, "Sessions of an agent",
+        {"query": bodies.AgentSessionsQuery, "answer": list[Session], **_BY_AGENT},
+    ),
+)  # fmt: skip
+
+AGENTS = _rows(
+    "Agents",
+    ("GET", "/v1/agents", Scope.READ, sessions.list_agents, "Agents", {"answer": list[AgentSummary]}),
+    (
+        "GET", f"{_AGENT}/memories", Scope.READ, sessions.agent_memories, "Memories of an agent, newest first",
+        {"query": bodies.AgentMemoriesQuery, "answer": list[answers.RecalledMemory], **_BY_AGENT},
+    ),
+    (
+        "GET", f"{_AGENT}/stats", Scope.READ, sessions.agent_stats, "Figures of an agent",
+        {"answer": answers.AgentStats, **_BY_AGENT},
+    ),
+    (
+        "GET", f"{_AGENT}/wake-up", Scope.READ, sessions.wake_up, "What the agent should have in mind",
+        {"query": bodies.WakeUpQuery, "answer": answers.WakeUp, **_BY_AGENT},
+    ),
+    (
+        "POST", f"{_AGENT}/compress", Scope.WRITE, sessions.compress, "Summarise old clusters of memories",
+        {"answer": answers.Compression, **_BY_AGENT},
+    ),
+)  # fmt: skip
+
+_BY_NS: dict[str, Any] = {"namespace_from": "path.ns"}
+
+NAMESPACES = _rows(
+    "Namespaces",
+    ("GET", "/v1/namespaces", Scope.READ, namespaces.list_namespaces, "Namespaces", {"answer": answers.Namespaces}),
+    (
+        "POST", "/v1/namespaces", Scope.WRITE, namespaces.create, "Create a namespace",
+        {"body": bodies.NamespaceBody, "answer": answers.Namespace},
+    ),
+    (
+        "POST", _NS, Scope.WRITE, namespaces.create, "Create a namespace",
+        {"body": bodies.NamespaceBody, "answer": answers.Namespace, "legacy": True, **_BY_NS},
+    ),
+    (
+        "PUT", _NS, Scope.WRITE, namespaces.configure, "Create a namespace or check its configuration",
+        {"body": bodies.NamespaceBody, "answer": answers.ConfiguredNamespace, **_BY_NS},
+    ),
+    ("GET", _NS, Scope.READ, namespaces.get, "One namespace", {"answer": answers.Namespace, **_BY_NS}),
+    ("DELETE", _NS, Scope.ADMIN, namespaces.delete, "Delete a namespace", {"answer": answers.DeletedNamespace, **_BY_NS}),
+    (
+        "GET", f"{_NS}/stats", Scope.READ, namespaces.stats, "Index statistics",
+        {"answer": answers.NamespaceStats, "legacy": True, **_BY_NS},
+    ),
+    (
+        "POST", f"{_NS}/compact", Scope.WRITE, namespaces.compact, "Compact a namespace",
+        {"answer": answers.Done, "legacy": True, **_BY_NS},
+    ),
+    (
+        "POST", f"{_NS}/flush", Scope.WRITE, namespaces.flush, "Flush a namespace",
+        {"answer": answers.Done, "legacy": True, **_BY_NS},
+    ),
+    (
+        "POST", f"{_NS}/cache/warm", Scope.WRITE, namespaces.warm, "Load a namespace into memory",
+        {"body": bodies.WarmBody, "answer": answers.Warmed, "aliases": (f"{_NS}/warm",), **_BY_NS},
+    ),
+)  # fmt: skip
+
+_SEARCH: dict[str, Any] = {"operation": "search", **_BY_NS}
+
+VECTORS = _rows(
+    "Vectors",
+    (
+        "POST", f"{_NS}/vectors", Scope.WRITE, vectors.upsert, "Write vectors",
+        {"body": vector_bodies.UpsertBody, "answer": answers.Upserted, **_BY_NS},
+    ),
+    (
+        "POST", f"{_NS}/upsert-columns", Scope.WRITE, vectors.upsert_columns, "Write vectors in columns",
+        {"body": vector_bodies.UpsertColumnsBody, "answer": answers.Upserted, **_BY_NS},
+    ),
+    (
+        "POST", f"{_NS}/query", Scope.READ, vectors.query, "Nearest vectors",
+        {"body": vector_bodies.VectorQueryBody, "answer": answers.VectorHits, **_SEARCH},
+    ),
+    (
+        "POST", f"{_NS}/batch-query", Scope.READ, vectors.batch_query, "Nearest vectors of several queries",
+        {"body": vector_bodies.BatchQueryBody, "answer": answers.BatchHits, **_SEARCH},
+    ),
+    (
+        "POST", f"{_NS}/vectors/delete", Scope.WRITE, vectors.delete, "Delete by id, by filter, or all",
+        {
+            "body": vector_bodies.DeleteVectorsBody, "answer": answers.Deleted,
+            "aliases": (f"{_NS}/delete",), **_BY_NS,
+        },
+    ),
+    (
+        "DELETE", f"{_NS}/vectors/{{vector_id}}", Scope.WRITE, vectors.delete_one, "Delete one vector",
+        {"answer": answers.Deleted, **_BY_NS},
+    ),
+    (
+        "POST", f"{_NS}/fetch", Scope.READ, vectors.fetch, "Vectors by id",
+        {"body": vector_bodies.FetchBody, "answer": answers.Fetched, "legacy": True, **_BY_NS},
+    ),
+    (
+        "POST", f"{_NS}/vectors/bulk-update", Scope.WRITE, vectors.bulk_update, "Change metadata by filter",
+        {"body": vector_bodies.BulkUpdateBody, "answer": answers.BulkUpdated, **_BY_NS},
+    ),
+    (
+        "POST", f"{_NS}/vectors/bulk-delete", Scope.ADMIN, vectors.bulk_delete, "Delete by filter",
+        {"body": vector_bodies.BulkDeleteBody, "answer": answers.BulkDeleted, **_BY_NS},
+    ),
+    (
+        "POST", f"{_NS}/vectors/count", Scope.READ, vectors.count, "Count, by filter",
+        {"body": vector_bodies.CountBody, "answer": answers.Counted, **_BY_NS},
+    ),
+    (
+        "POST", f"{_NS}/multi-vector", Scope.READ, vectors.multi_vector, "Query by examples, wanted and unwanted",
+        {
+            "body": vector_bodies.MultiVectorBody, "answer": answers.MultiVectorHits,
+            "aliases": (f"{_NS}/search/multi-vector",), **_SEARCH,
+        },
+    ),
+    (
+        "POST", f"{_NS}/unified-query", Scope.READ, vectors.unified, "Query by a ranking expression",
+        {
+            "body": vector_bodies.UnifiedBody, "answer": answers.UnifiedHits,
+            "aliases": (f"{_NS}/search/unified",), **_SEARCH,
+        },
+    ),
+    (
+        "POST", f"{_NS}/aggregate", Scope.READ, vectors.aggregate, "Count, Sum, Avg, Min, Max by group",
+        {"body": vector_bodies.AggregateBody, "answer": answers.Aggregation, **_SEARCH},
+    ),
+    (
+        "POST", f"{_NS}/export", Scope.READ, vectors.export, "Vectors, page by page",
+        {"body": vector_bodies.ExportBody, "answer": answers.Exported, **_BY_NS},
+    ),
+    (
+        "POST", f"{_NS}/explain", Scope.READ, vectors.explain, "How a query would run",
+        {"body": ExplainQuery, "answer": answers.Explained, "aliases": (f"{_NS}/query/explain",), **_BY_NS},
+    ),
+)  # fmt: skip
+
+TEXTS = _rows(
+    "Text",
+    (
+        "POST", f"{_NS}/fulltext/index", Scope.WRITE, texts.index, "Index documents for keyword search",
+        {"body": vector_bodies.IndexBody, "answer": answers.Indexed, **_BY_NS},
+    ),
+    (
+        "POST", f"{_NS}/fulltext/search", Scope.READ, texts.search, "Keyword search (quotes, +, -, prefix*)",
+        {"body": TextQuery, "answer": answers.TextHits, **_SEARCH},
+    ),
+    (
+        "POST", f"{_NS}/fulltext/delete", Scope.WRITE, texts.delete, "Delete documents",
+        {"body": vector_bodies.IdsBody, "answer": answers.Deleted, **_BY_NS},
+    ),
+    (
+        "GET", f"{_NS}/fulltext/stats", Scope.READ, texts.stats, "Documents and terms",
+        {"answer": answers.TextStats, **_BY_NS},
+    ),
+    (
+        "POST", f"{_NS}/upsert-text", Scope.WRITE, texts.upsert_text, "Embed and write texts",
+        {"body": vector_bodies.UpsertTextBody, "answer": TextUpserted, **_BY_NS},
+    ),
+    (
+        "POST", f"{_NS}/query-text", Scope.READ, texts.query_text, "Nearest texts",
+        {"body": vector_bodies.QueryTextBody, "answer": answers.TextQueryHits, **_SEARCH},
+    ),
+    (
+        "POST", f"{_NS}/batch-query-text", Scope.READ, texts.batch_query_text, "Nearest texts of several queries",
+        {"body": vector_bodies.BatchQueryTextBody, "answer": answers.BatchTextQueryHits, **_SEARCH},
+    ),
+    (
+        "POST", f"{_NS}/hybrid", Scope.READ, texts.hybrid, "Vectors and keywords together",
+        {
+            "body": vector_bodies.HybridBody, "answer": answers.HybridHits,
+            "aliases": (f"{_NS}/hybrid-search",), **_SEARCH,
+        },
+    ),
+)  # fmt: skip
+
+
+def _admin(path: str) -> dict[str, Any]:
+    """An admin row also answers under ``/v1``."""
+    return {"aliases": (f"/v1{path}",), "node_wide": True}
+
+
+_SUPER: dict[str, Any] = {"node_wide": True, "legacy": True}
+
+KEYS = _rows(
+    "Keys",
+    (
+        "POST", "/admin/keys", Scope.SUPER_ADMIN, keys.create, "Make a key; its text is shown once",
+        {"body": bodies.KeyBody, "answer": answers.NewKey, **_admin("/admin/keys")},
+    ),
+    (
+        "GET", "/admin/keys", Scope.SUPER_ADMIN, keys.list_object, "Keys",
+        {"answer": answers.Keys, **_admin("/admin/keys")},
+    ),
+    (
+        "GET", "/admin/keys/{key_id}", Scope.SUPER_ADMIN, keys.get, "One key",
+        {"answer": answers.Key, **_admin("/admin/keys/{key_id}")},
+    ),
+    (
+        "DELETE", "/admin/keys/{key_id}", Scope.SUPER_ADMIN, keys.delete, "Delete a key",
+        {"answer": answers.Done, **_admin("/admin/keys/{key_id}")},
+    ),
+    (
+        "POST", "/admin/keys/{key_id}/deactivate", Scope.SUPER_ADMIN, keys.deactivate, "Deactivate a key",
+        {"answer": answers.DeactivatedKey, **_admin("/admin/keys/{key_id}/deactivate")},
+    ),
+    (
+        "POST", "/admin/keys/{key_id}/rotate", Scope.SUPER_ADMIN, keys.rotate, "Replace the secret of a key",
+        {"answer": answers.RotatedKey, **_admin("/admin/keys/{key_id}/rotate")},
+    ),
+    (
+        "GET", "/admin/keys/{key_id}/usage", Scope.SUPER_ADMIN, keys.usage, "What a key was used for",
+        {"answer": answers.KeyUsage, **_admin("/admin/keys/{key_id}/usage")},
+    ),
+    (
+        "POST", "/v1/keys", Scope.SUPER_ADMIN, keys.create, "Make a key",
+        {"body": bodies.KeyBody, "answer": answers.NewKey, **_SUPER},
+    ),
+    ("GET", "/v1/keys", Scope.SUPER_ADMIN, keys.list_array, "Keys", {"answer": list[answers.Key], **_SUPER}),
+    ("GET", "/v1/keys/{key_id}", Scope.SUPER_ADMIN, keys.get, "One key", {"answer": answers.Key, **_SUPER}),
+    ("DELETE", "/v1/keys/{key_id}", Scope.SUPER_ADMIN, keys.delete, "Delete a key", {"answer": answers.Done, **_SUPER}),
+    (
+        "POST", "/v1/keys/{key_id}/deactivate", Scope.SUPER_ADMIN, keys.deactivate, "Deactivate a key",
+        {"answer": answers.DeactivatedKey, **_SUPER},
+    ),
+    (
+        "POST", "/v1/keys/{key_id}/rotate", Scope.SUPER_ADMIN, keys.rotate, "Replace the secret of a key",
+        {"answer": answers.RotatedKey, **_SUPER},
+    ),
+    (
+        "GET", "/v1/keys/{key_id}/usage", Scope.SUPER_ADMIN, keys.usage, "What a key was used for",
+        {"answer": answers.KeyUsage, **_SUPER},
+    ),
+    (
+        "POST", f"{_NS}/keys", Scope.ADMIN, keys.create_for_namespace, "Make a key for one namespace",
+        {"body": bodies.NamespaceKeyBody, "answer": answers.NamespaceNewKey, **_BY_NS},
+    ),
+    (
+        "GET", f"{_NS}/keys", Scope.ADMIN, keys.list_for_namespace, "Keys of a namespace",
+        {"answer": answers.NamespaceKeys, **_BY_NS},
+    ),
+    (
+        "DELETE", f"{_NS}/keys/{{key_id}}", Scope.ADMIN, keys.delete_for_namespace, "Delete a namespace's key",
+        {"answer": answers.Done, **_BY_NS},
+    ),
+    (
+        "GET", f"{_NS}/keys/{{key_id}}/usage", Scope.ADMIN, keys.usage_for_namespace, "What a namespace's key was used for",
+        {"answer": answers.NamespaceKeyUsage, **_BY_NS},
+    ),
+)  # fmt: skip
+
+ROUTES: tuple[Route, ...] = (
+    *HEALTH,
+    *OPS,
+    *MEMORY,
+    *FEEDBACK,
+    *SESSIONS,
+    *AGENTS,
+    *NAMESPACES,
+    *VECTORS,
+    *TEXTS,
+    *KEYS,
+)

@@ -1,0 +1,507 @@
+"""What answers look like on the wire: every alias, union and client-dependent key, in one place.
+
+Each function turns an answer of the services into what is encoded. Where official clients disagree the union of their
+shapes is sent; the few keys that may not stand together are chosen by the `compat.Client` that is passed in. Handlers
+hold no shape logic. Field lists: the wire contract's tables; the types for the OpenAPI document stand in `answers`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from dakera_cluster.api.compat import Client
+from dakera_cluster.memory.services import (
+    AgentStats,
+    Aggregated,
+    BatchRecalled,
+    Compressed,
+    Consolidated,
+    Hit,
+    Hits,
+    Importance,
+    NamespaceInfo,
+    NamespaceStats,
+    NewKey,
+    Recalled,
+    Stored,
+    TextStats,
+)
+from dakera_cluster.model.keys import KeyInfo, KeyUsage, Scope
+from dakera_cluster.model.memories import Memory, ScoredMemory, Session
+
+_encode = msgspec.json.Encoder().encode
+LISTED_SCORE = 1.0
+"""Score of a memory that was listed, not searched for."""
+KEY_WARNING = "Store this key now: it cannot be shown again."
+
+
+def iso_time(seconds: float | None) -> str | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+# -- memories ---------------------------------------------------------------------------------------------------------
+
+
+def recalled_memory(found: ScoredMemory) -> msgspec.Raw:
+    """Flat fields and the same object under ``memory``; encoded once and spliced, because recall is the hot path."""
+    inner = _encode(found.memory)
+    scores: dict[str, Any] = {"score": found.score}
+    if found.weighted_score is not None:
+        scores["weighted_score"] = found.weighted_score
+    if found.smart_score is not None:
+        scores["smart_score"] = found.smart_score
+    if found.vector_score is not None:
+        scores["vector_score"] = found.vector_score
+    if found.text_score is not None:
+        scores["text_score"] = found.text_score
+    if found.explain is not None:
+        scores["explain"] = found.explain
+    if found.depth is not None:
+        scores["depth"] = found.depth
+        inner = inner[:-1] + b',"depth":%d}' % found.depth
+        flat = _encode(found.memory)[:-1]
+    else:
+        flat = inner[:-1]
+    return msgspec.Raw(flat + b',"memory":' + inner + b"," + _encode(scores)[1:])
+
+
+def listed_memory(memory: Memory) -> msgspec.Raw:
+    return recalled_memory(ScoredMemory(memory=memory, score=LISTED_SCORE))
+
+
+def recalled(answer: Recalled) -> dict[str, Any]:
+    out: dict[str, Any] = {
+        "memories": [recalled_memory(found) for found in answer.memories],
+        "total_found": answer.total_found,
+        "query_embedding_time_ms": answer.query_embedding_time_ms,
+        "search_time_ms": answer.search_time_ms,
+    }
+    if answer.associated is not None:
+        out["associated_memories"] = [recalled_memory(found) for found in answer.associated]
+    if answer.explain is not None:
+        out["explain"] = answer.explain
+    return out
+
+
+def listed(answer: BatchRecalled) -> list[msgspec.Raw]:
+    return [listed_memory(memory) for memory in answer.memories]
+
+
+def memory_page(answer: BatchRecalled) -> dict[str, Any]:
+    return {"memories": listed(answer), "total_found": len(answer.memories), "total": answer.total}
+
+
+def matching(answer: BatchRecalled) -> dict[str, Any]:
+    return {"memories": answer.memories, "total": answer.total, "filtered": answer.filtered}
+
+
+def memory(item: Memory, **more: Any) -> dict[str, Any]:
+    """Flat fields, the object under ``memory``, its id under ``memory_id``, and ``more``."""
+    return {**msgspec.to_builtins(item), "memory_id": item.id, "memory": item, **more}
+
+
+def stored(answer: Stored) -> dict[str, Any]:
+    warnings = {"warnings": answer.warnings} if answer.warnings else {}
+    return memory(answer.memories[0], ok=True, embedding_time_ms=answer.embedding_time_ms, **warnings)
+
+
+def stored_batch(answer: Stored) -> dict[str, Any]:
+    out: dict[str, Any] = {
+        "stored": [
+            {
+                "id": item.id,
+                "content": item.content,
+                "agent_id": item.agent_id,
+                "tags": item.tags,
+                "importance": item.importance,
+                "created_at": item.created_at,
+                "session_id": item.session_id,
+                "memory_type": item.memory_type,
+            }
+            for item in answer.memories
+        ],
+        "stored_count": len(answer.memories),
+        "total_embedding_time_ms": answer.embedding_time_ms,
+    }
+    if answer.warnings:
+        out["warnings"] = answer.warnings
+    return out
+
+
+def importance_set(changed: list[Importance], importance: float) -> dict[str, Any]:
+    """One memory: the union with its flat fields; several: how many."""
+    out = {"status": "ok", "updated": len(changed), "importance": importance}
+    return memory(changed[0].memory, **out) if len(changed) == 1 else out
+
+
+def feedback(change: Importance, signal: str) -> dict[str, Any]:
+    importance = change.memory.importance
+    return {
+        "status": "ok",
+        "memory_id": change.memory.id,
+        "signal": signal,
+        "new_importance": importance,
+        "updated_importance": importance,
+    }
+
+
+def importance_patched(change: Importance) -> dict[str, Any]:
+    """A feedback answer (whose signal must be one of the client's enum) and the memory."""
+    raised = change.memory.importance >= change.old_importance
+    return memory(
+        change.memory, new_importance=change.memory.importance, signal="upvote" if raised else "downvote", status="ok"
+    )
+
+
+def forgotten(count: int) -> dict[str, Any]:
+    return {"deleted_count": count, "status": "ok"}
+
+
+def consolidated(answer: Consolidated) -> dict[str, Any]:
+    return {
+        "consolidated_count": answer.consolidated_count,
+        "removed_count": answer.removed_count,
+        "memories_removed": answer.removed_count,
+        "new_memories": answer.new_memories,
+        "source_memory_ids": answer.source_memory_ids,
+        "consolidated_memory": answer.summary,
+        "log": answer.log,
+    }
+
+
+def compressed(client: Client, agent_id: str, answer: Compressed) -> dict[str, Any]:
+    removed = len(answer.deprecated_ids)
+    out: dict[str, Any] = {
+        "agent_id": agent_id,
+        "memories_before": answer.memories_before,
+        "memories_after": answer.memories_after,
+        "duration_ms": answer.duration_ms,
+        "memories_scanned": answer.memories_before,
+        "clusters_found": answer.clusters_found,
+        "summaries_created": len(answer.summary_ids),
+        "originals_deprecated": removed,
+        "summary_ids": answer.summary_ids,
+        "deprecated_ids": answer.deprecated_ids,
+    }
+    if client.aliased_pairs:
+        out["removed_count"] = removed
+    return out
+
+
+# -- sessions and agents ----------------------------------------------------------------------------------------------
+
+
+def started(session: Session) -> dict[str, Any]:
+    return {"session": session, "id": session.id, "session_id": session.id}
+
+
+def sessions(client: Client, found: list[Session], total: int) -> Any:
+    return found if client.bare_sessions else {"sessions": found, "total": total}
+
+
+def agent_stats(stats: AgentStats) -> dict[str, Any]:
+    return {
+        **msgspec.to_builtins(stats),
+        "oldest_memory_at": iso_time(stats.oldest_memory_at),
+        "newest_memory_at": iso_time(stats.newest_memory_at),
+        "memory_count": stats.total_memories,
+        "session_count": stats.total_sessions,
+    }
+
+
+def wake_up(client: Client, agent_id: str, answer: BatchRecalled) -> dict[str, Any]:
+    memories: Iterable[Any] = answer.memories
+    if client.iso_wake_up:
+        memories = [
+            {
+                **msgspec.to_builtins(item),
+                "created_at": iso_time(item.created_at),
+                "updated_at": iso_time(item.updated_at),
+            }
+            for item in answer.memories
+        ]
+    return {"agent_id": agent_id, "memories": memories, "total_available": answer.total}
+
+
+# -- namespaces -------------------------------------------------------------------------------------------------------
+
+
+def distance(name: str) -> str:
+    return "dot_product" if name == "dot" else name
+
+
+def namespace(client: Client, info: NamespaceInfo) -> dict[str, Any]:
+    out: dict[str, Any] = {
+        "namespace": info.name,
+        "dimension": info.dimension,
+        "vector_count": info.vector_count,
+        "distance": distance(info.distance),
+        "index_type": info.index_type,
+        "created_at": info.created_at,
+        "updated_at": info.updated_at,
+        "metadata": info.metadata,
+        "estimated_storage_bytes": info.estimated_storage_bytes,
+    }
+    if client.aliased_pairs:
+        out["name"] = info.name
+        out["dimensions"] = info.dimension
+    return out
+
+
+def namespaces(client: Client, found: list[NamespaceInfo]) -> dict[str, Any]:
+    if client.namespace_objects:
+        return {"namespaces": [namespace(client, info) for info in found]}
+    return {"namespaces": [info.name for info in found]}
+
+
+def configured(client: Client, info: NamespaceInfo) -> dict[str, Any]:
+    return {**namespace(client, info), "dimension": info.dimension or 0, "created": info.created}
+
+
+def namespace_stats(stats: NamespaceStats) -> dict[str, Any]:
+    return {
+        "total_vectors": stats.total_vectors,
+        "dimensions": stats.dimension or 0,
+        "index_type": stats.index_type,
+        "memory_usage_bytes": stats.memory_usage_bytes,
+        "disk_usage_bytes": stats.disk_usage_bytes,
+        "build_progress": stats.build_progress,
+        "is_trained": stats.is_trained,
+        "is_built": stats.is_built,
+        "size_bytes": stats.memory_usage_bytes + stats.disk_usage_bytes,
+        "indexed_vectors": stats.indexed_vectors,
+        "last_rebuild": stats.last_rebuild,
+    }
+
+
+def warmed(counts: tuple[int, int, int], *, target_tier: str, priority: str) -> dict[str, Any]:
+    entries, skipped, size = counts
+    return {
+        "success": True,
+        "entries_warmed": entries,
+        "entries_skipped": skipped,
+        "bytes_warmed": size,
+        "message": f"warmed {entries} entries",
+        "target_tier": target_tier,
+        "priority": priority,
+    }
+
+
+# -- vectors and texts ------------------------------------------------------------------------------------------------
+
+
+def _values(hit: Hit) -> dict[str, Any]:
+    return {} if hit.values is None else {"values": hit.values, "vector": hit.values}
+
+
+def vector_hit(hit: Hit) -> dict[str, Any]:
+    out = {"id": hit.id, "score": hit.score, **_values(hit)}
+    if hit.metadata is not None:
+        out["metadata"] = hit.metadata
+    return out
+
+
+def _timed(hits: Hits) -> dict[str, Any]:
+    return {"total_searched": hits.total_searched, "search_time_ms": hits.search_time_ms}
+
+
+def vector_hits(client: Client, hits: Hits) -> dict[str, Any]:
+    out = {client.hits_key: [vector_hit(hit) for hit in hits.hits], **_timed(hits)}
+    if hits.next_cursor is not None:
+        out["next_cursor"] = hits.next_cursor
+    out["has_more"] = hits.next_cursor is not None
+    return out
+
+
+def batch_hits(answers: list[tuple[Any, Hits, float]], total_ms: float) -> dict[str, Any]:
+    """``answers``: (the query's id, its hits, its milliseconds)."""
+    return {
+        "results": [
+            {
+                **({} if query_id is None else {"id": str(query_id)}),
+                "results": [vector_hit(hit) for hit in hits.hits],
+                "latency_ms": latency_ms,
+                **_timed(hits),
+            }
+            for query_id, hits, latency_ms in answers
+        ],
+        "total_latency_ms": total_ms,
+        "query_count": len(answers),
+    }
+
+
+def fetched(hits: list[Hit]) -> dict[str, Any]:
+    """``values`` always stands: the Python client needs the key even when it did not ask for the numbers."""
+    return {"vectors": [{"id": hit.id, "values": hit.values or [], "metadata": hit.metadata} for hit in hits]}
+
+
+def multi_vector_hits(hits: Hits) -> dict[str, Any]:
+    results = [
+        {**vector_hit(hit), **_without_none({"mmr_score": hit.mmr_score, "original_rank": hit.original_rank})}
+        for hit in hits.hits
+    ]
+    return {"results": results, "computed_query_vector": hits.computed_query_vector, **_timed(hits)}
+
+
+def unified_hits(hits: Hits) -> dict[str, Any]:
+    results = [
+        {**vector_hit(hit), "$dist": hit.distance if hit.distance is not None else hit.score} for hit in hits.hits
+    ]
+    return {"results": results, "next_cursor": hits.next_cursor, **_timed(hits)}
+
+
+def aggregated(answer: Aggregated) -> dict[str, Any]:
+    groups = answer.groups
+    return _without_none({"aggregations": answer.totals, "aggregation_groups": groups, "groups": groups})
+
+
+def exported(hits: Hits, total: int) -> dict[str, Any]:
+    return {
+        "vectors": [
+            _without_none(
+                {"id": hit.id, "values": hit.values, "metadata": hit.metadata, "ttl_seconds": hit.ttl_seconds}
+            )
+            for hit in hits.hits
+        ],
+        "next_cursor": hits.next_cursor,
+        "total_count": total,
+        "returned_count": len(hits.hits),
+    }
+
+
+def text_hits(client: Client, hits: Hits) -> dict[str, Any]:
+    results = [
+        {
+            "id": hit.id,
+            "score": hit.score,
+            "content": hit.text,
+            "text": hit.text,
+            "highlights": hit.highlights,
+            "metadata": hit.metadata,
+        }
+        for hit in hits.hits
+    ]
+    return {client.hits_key: results, **_timed(hits)}
+
+
+def text_stats(name: str, stats: TextStats) -> dict[str, Any]:
+    return {
+        "namespace": name,
+        "document_count": stats.document_count,
+        "unique_terms": stats.unique_terms,
+        "term_count": stats.unique_terms,
+        "avg_doc_length": stats.avg_doc_length,
+    }
+
+
+def _text_query_hit(hit: Hit) -> dict[str, Any]:
+    out: dict[str, Any] = {"id": hit.id, "score": hit.score}
+    if hit.text is not None:
+        out["text"] = hit.text
+    if hit.metadata is not None:
+        out["metadata"] = {name: value for name, value in hit.metadata.items() if name != "_text"}
+    if hit.values is not None:
+        out["vector"] = hit.values
+    return out
+
+
+def _text_query_times(hits: list[Hits]) -> dict[str, Any]:
+    """Whole milliseconds: the Python client's type."""
+    return {
+        "model": next((answer.model for answer in hits if answer.model), "minilm"),
+        "embedding_time_ms": round(max((answer.embedding_time_ms for answer in hits), default=0.0)),
+        "search_time_ms": round(sum(answer.search_time_ms for answer in hits)),
+    }
+
+
+def text_query(hits: Hits) -> dict[str, Any]:
+    return {"results": [_text_query_hit(hit) for hit in hits.hits], **_text_query_times([hits])}
+
+
+def text_queries(answers: list[Hits]) -> dict[str, Any]:
+    return {
+        "results": [[_text_query_hit(hit) for hit in hits.hits] for hits in answers],
+        **_text_query_times(answers),
+    }
+
+
+def hybrid_hits(client: Client, hits: Hits) -> dict[str, Any]:
+    results = [
+        {
+            **vector_hit(hit),
+            "vector_score": hit.vector_score or 0.0,
+            "text_score": hit.text_score or 0.0,
+            **({} if hit.text is None else {"content": hit.text, "text": hit.text}),
+        }
+        for hit in hits.hits
+    ]
+    return {client.hits_key: results, **_timed(hits)}
+
+
+# -- keys -------------------------------------------------------------------------------------------------------------
+
+
+def permissions(scope: Scope) -> list[str]:
+    """The older Python client's words for a scope: every scope it includes."""
+    return [each.wire for each in Scope if Scope.NONE < each <= scope]
+
+
+def key_info(info: KeyInfo) -> dict[str, Any]:
+    return {
+        "key_id": info.key_id,
+        "id": info.key_id,
+        "name": info.name,
+        "scope": info.scope.wire,
+        "permissions": permissions(info.scope),
+        "namespaces": info.namespaces,
+        "created_at": info.created_at,
+        "expires_at": info.expires_at,
+        "active": info.active,
+        "last_used": info.last_used_at,
+    }
+
+
+def new_key(made: NewKey) -> dict[str, Any]:
+    return {**key_info(made.info), "key": made.key, "warning": KEY_WARNING}
+
+
+def rotated_key(made: NewKey) -> dict[str, Any]:
+    return {**new_key(made), "new_key": made.key}
+
+
+def namespace_key(name: str, info: KeyInfo) -> dict[str, Any]:
+    return {**key_info(info), "namespace": name}
+
+
+def key_usage(key_id: str, usage: KeyUsage) -> dict[str, Any]:
+    return {
+        "key_id": key_id,
+        "total_requests": usage.total_requests,
+        "successful_requests": usage.successful_requests,
+        "failed_requests": usage.failed_requests,
+        "rate_limited_requests": usage.rate_limited_requests,
+        "bytes_transferred": usage.bytes_transferred,
+        "avg_latency_ms": usage.avg_latency_ms,
+        "last_used": usage.last_used_at,
+        "by_endpoint": [
+            {"endpoint": route, "requests": count, "avg_latency_ms": total_ms / count}
+            for route, (count, total_ms) in sorted(usage.by_endpoint.items())
+        ],
+        "requests_by_endpoint": {route: count for route, (count, _) in sorted(usage.by_endpoint.items())},
+        "by_namespace": [
+            {"namespace": name, "requests": count, "vectors_accessed": 0}
+            for name, count in sorted(usage.by_namespace.items())
+        ],
+    }
+
+
+def done(message: str, **more: Any) -> dict[str, Any]:
+    return {"success": True, "status": "ok", "message": message, **more}
