@@ -123,12 +123,16 @@ class Beliefs:
                 dead.append(member)
         return dead
 
-    def apply(self, news: Update, now_ms: float, out: list[Effect], *, retell: bool = True) -> None:
-        """Take in one claim from elsewhere. ``retell`` False: adopt it silently, the others know it."""
+    def apply(self, news: Update, now_ms: float, out: list[Effect], *, retell: bool = True) -> bool:
+        """Take in one claim from elsewhere. ``retell`` False: adopt it silently, the others know it. True when it
+        accuses this node, so that whoever told it deserves an answer."""
         self._stats.updates_received += 1
         if news.node == self.me.node:
-            self._apply_self(news, now_ms, out)
-            return
+            return self._apply_self(news, now_ms, out)
+        self._apply_other(news, now_ms, out, retell=retell)
+        return False
+
+    def _apply_other(self, news: Update, now_ms: float, out: list[Effect], *, retell: bool) -> None:
         held = self.members.get(news.node)
         verdict = judge(held, news, self._doubt_deaths)
         if verdict is Verdict.IGNORE:
@@ -162,16 +166,25 @@ class Beliefs:
             self._adopt(held, claim, SUSPECT, now_ms, out)
             self._tell(claim)
 
-    def expire(self, now_ms: float, out: list[Effect]) -> None:
-        """Suspicions that nobody refuted become deaths; old graves are forgotten."""
-        while (suspicion := self.suspicions.pop_due(now_ms)) is not None:
+    def expire(self, now_ms: float, out: list[Effect]) -> list[Member]:
+        """Suspicions that nobody refuted become deaths, old graves are forgotten. Returns the suspects to be asked for
+        their last word now."""
+        asked: list[Member] = []
+        while (suspicion := self.suspicions.next_due(now_ms)) is not None:
             held = self.members.get(suspicion.node)
-            if held is None or held.state is not SUSPECT:
+            assert held is not None and held.state is SUSPECT
+            if suspicion.ask(now_ms):
+                self.suspicions.reschedule(suspicion)
+                asked.append(held)
                 continue
             self._stats.suspicions_expired += 1
             claim = Update(held.node, held.boot, held.incarnation, DEAD, self.me.node)
             self._adopt(held, claim, DEAD, now_ms, out)
             self._tell(claim)
+        self._reap(now_ms, out)
+        return asked
+
+    def _reap(self, now_ms: float, out: list[Effect]) -> None:
         for node, buried_ms in list(self._graves.items()):
             if now_ms - buried_ms < self._config.reap_ms:
                 break
@@ -197,7 +210,7 @@ class Beliefs:
         self.me = me
         self.gossip.add(me.claim(me.node), Urgency.SELF)
 
-    def _apply_self(self, news: Update, now_ms: float, out: list[Effect]) -> None:
+    def _apply_self(self, news: Update, now_ms: float, out: list[Effect]) -> bool:
         verdict = judge_self(self.me, news)
         if verdict is SelfVerdict.REFUTE:
             self._stats.refutations += 1
@@ -210,6 +223,8 @@ class Beliefs:
                 self._become(self.me)
         elif verdict is not SelfVerdict.IGNORE:
             self.conflict(news, now_ms, out, is_self=True)
+            return False
+        return verdict is not SelfVerdict.IGNORE
 
     def _adopt(self, held: Member | None, news: Update, state: NodeState, now_ms: float, out: list[Effect]) -> None:
         """Believe ``news``, as ``state``, and let everything that depends on the state follow."""
@@ -240,9 +255,19 @@ class Beliefs:
     def _start_suspicion(self, node: NodeId, accuser: NodeId, now_ms: float) -> None:
         config, n = self._config, self.n
         self._stats.suspicions_started += 1
-        expected = config.expected_confirmations(n)
+        # With a crowd of suspects the fault is likely the network's, and questions would only add to it.
+        asks = config.last_words if len(self.suspicions) < config.last_words_crowd else 0
         self.suspicions.start(
-            Suspicion(node, accuser, now_ms, config.suspicion_min_ms(n), config.suspicion_max_ms(n), expected)
+            Suspicion(
+                node,
+                accuser,
+                now_ms,
+                min_ms=config.suspicion_min_ms(n),
+                max_ms=config.suspicion_max_ms(n),
+                expected=config.expected_confirmations(n),
+                asks=asks if config.has(Feature.LAST_WORD) else 0,
+                ask_gap_ms=config.probe_timeout_ms,
+            )
         )
 
     def _bury(self, member: Member, now_ms: float, *, was_present: bool) -> None:

@@ -113,6 +113,7 @@ class Swim:
         self._next_push_pull_ms = now_ms + (0.5 + rng.random()) * config.push_pull_ms(self._beliefs.n)
         self._next_stranger_ms = now_ms
         self._leave_ms = math.inf
+        self._answers_accusers = config.has(Feature.LAST_WORD)
         self._handlers: dict[type, Callable[[Any, float, list[Effect]], None]] = {
             Tick: self._on_tick,
             PacketReceived: self._on_packet,
@@ -200,7 +201,9 @@ class Swim:
             self._ask_others(probe, out)
         if probe is not None and now_ms >= probe.verdict_ms:
             self._fail(probe, now_ms, out)
-        self._beliefs.expire(now_ms, out)
+        for suspect in self._beliefs.expire(now_ms, out):
+            self.stats.last_words_asked += 1
+            self._outbox.send(suspect.addr, suspect.node, Ping(self._new_seq(), suspect.node), out)
         if self._probe is None and now_ms >= self._next_probe_ms:
             self._start_probe(now_ms, out)
         if now_ms >= self._next_push_pull_ms:
@@ -294,8 +297,12 @@ class Swim:
             self._meet_stranger(event.source, now_ms, out)
         else:
             self._beliefs.heard_ms[packet.sender] = now_ms
+        accused = False
         for update in packet.updates:
-            beliefs.apply(update, now_ms, out)
+            accused |= beliefs.apply(update, now_ms, out)
+        if accused and self._answers_accusers:
+            # Gossip would bring our answer to nearly all; this one must not be among the few it misses.
+            self._outbox.post(event.source, Gossip(), (beliefs.me.claim(beliefs.me.node),), out)
         if packet.cluster > self._outbox.cluster_state:
             self._advance(packet.cluster, packet.sender, out)
         self._on_body(event.source, packet, now_ms, out)

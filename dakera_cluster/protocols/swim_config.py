@@ -40,10 +40,12 @@ class Feature(enum.Flag):
     """Time during which our own event loop did not run is not counted against anybody."""
     STREAM_PROBE = enum.auto()
     """Ask over TCP, next to the indirect probes, before suspecting."""
+    LAST_WORD = enum.auto()
+    """Ask a suspect directly before it is believed dead: its refutation may have missed just us."""
 
     SWIM = 0
     LIFEGUARD = LOCAL_HEALTH | CONFIRMATIONS | BUDDY
-    FULL = LIFEGUARD | DOUBT_DEATHS | STOLEN_TIME | STREAM_PROBE
+    FULL = LIFEGUARD | DOUBT_DEATHS | STOLEN_TIME | STREAM_PROBE | LAST_WORD
 
 
 class SwimConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +64,10 @@ class SwimConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     suspicion_multiplier: int = 4
     suspicion_max_multiplier: int = 6
+    last_words: int = 2
+    """Questions to a suspect before its death is believed, ``probe_timeout_ms`` apart."""
+    last_words_crowd: int = 32
+    """With this many suspects at once no more questions are asked."""
     health_max: int = 8
     """Worst local health: periods stretch to (health_max + 1) * T."""
 

@@ -49,6 +49,7 @@ class SwimStats:
     """Shortened by a death that another member reported."""
     suspicions_refuted: int = 0
     suspicions_expired: int = 0
+    last_words_asked: int = 0
     deaths_doubted: int = 0
     refutations: int = 0
     """Accusations against this node that it had to answer with a new incarnation."""

@@ -1,0 +1,1 @@
+"""The simulated world: seeded networks and clocks under which the protocols run unchanged."""
