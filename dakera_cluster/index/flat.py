@@ -113,7 +113,10 @@ class VectorRows:
         return rows
 
     def scores(self, query: np.ndarray, slots: np.ndarray, metric: Metric) -> np.ndarray:
-        """Final scores (float32[n]) of present ``slots``: one order of summation, independent of the other rows."""
+        """Final scores (float32[n]) of present ``slots``: one order of summation, independent of the other rows.
+
+        For the cosine, here and in ``preselect``, ``query`` must have unit length (or be zero).
+        """
         result = np.empty(len(slots), dtype=np.float32)
         for start in range(0, len(slots), BLOCK_ROWS):
             part = slots[start : start + BLOCK_ROWS]
@@ -130,9 +133,10 @@ class VectorRows:
             dots *= self._scales[slots]
         if metric is Metric.DOT_PRODUCT:
             return np.asarray(dots * self._norms[slots] if self.fixed_point else dots)
-        lengths = np.float32(np.linalg.norm(query)) * (1 if self.fixed_point else self._norms[slots])
-        cosines = np.divide(dots, lengths, out=np.zeros_like(dots), where=lengths > 0)
-        return np.asarray(np.clip(cosines, -1.0, 1.0))
+        if not self.fixed_point:
+            norms = self._norms[slots]
+            dots = np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0)
+        return np.asarray(np.clip(dots, -1.0, 1.0))
 
     def preselect(self, query: np.ndarray, k: int, metric: Metric, allowed: np.ndarray | None) -> np.ndarray:
         """A superset of the ``k`` best present and allowed slots: everything within rounding of the k-th."""

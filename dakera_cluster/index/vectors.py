@@ -44,6 +44,8 @@ MAX_DEAD_SHARE = 0.30
 TRAINING_ROWS = 10_000
 STEP_ROWS = 64
 """Rows one ``maintenance`` call adds: about 20 ms of one core at 384 dimensions."""
+MAX_COMPONENT = 1e15
+"""Largest magnitude of a component: squares and their sums stay within float32."""
 DUMP_KIND = "vectors"
 DUMP_VERSION = 1
 
@@ -127,13 +129,14 @@ class VectorIndex:
     def add(self, slots: np.ndarray, vectors: np.ndarray) -> None:
         """Store ``vectors`` (float[n, d]) at ``slots`` (int[n]); a present slot is replaced, the last duplicate wins.
 
-        Raises DimensionMismatchError, or InvalidRequestError when a component is not finite.
+        Raises DimensionMismatchError, or InvalidRequestError when a component is not a number or too large.
         """
         slots = np.asarray(slots, dtype=np.int64)
-        vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+        vectors = np.asarray(vectors)
         if vectors.ndim != 2 or len(vectors) != len(slots):
             raise InvalidRequestError(f"expected {len(slots)} vectors, got an array of shape {vectors.shape}")
         self._check(vectors.shape[1], vectors)
+        vectors = np.ascontiguousarray(vectors, dtype=np.float32)
         if len(slots) > 1 and len(np.unique(slots)) < len(slots):
             reverse = len(slots) - 1 - np.unique(slots[::-1], return_index=True)[1]
             slots, vectors = slots[reverse], vectors[reverse]
@@ -164,8 +167,8 @@ class VectorIndex:
         ``allowed`` is a bool mask by slot (slots past its end are not allowed). ``exact`` forces the scan. ``metric``
         overrides the view's own for this query (always by scan). Raises DimensionMismatchError or InvalidRequestError.
         """
-        vector = self._query(query)
         metric = metric or self.metric
+        vector = self._query(query, metric)
         with self._lock:
             if k <= 0 or self._rows.count == 0:
                 return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
@@ -178,12 +181,13 @@ class VectorIndex:
 
     def scores(self, query: np.ndarray, slots: np.ndarray, metric: Metric | None = None) -> np.ndarray:
         """Scores (float32[n]) of ``slots`` against ``query``; NaN where a slot holds no vector."""
-        vector = self._query(query)
+        metric = metric or self.metric
+        vector = self._query(query, metric)
         slots = np.asarray(slots, dtype=np.int64)
         result = np.full(len(slots), np.nan, dtype=np.float32)
         with self._lock:
             held = self._holds(slots)
-            result[held] = self._rows.scores(vector, slots[held], metric or self.metric)
+            result[held] = self._rows.scores(vector, slots[held], metric)
         return result
 
     def vectors(self, slots: np.ndarray) -> np.ndarray:
@@ -314,9 +318,7 @@ class VectorIndex:
                 return None
         if 2 * k >= matching:
             return None
-        length_of_query = float(np.linalg.norm(query))
-        unit = query / length_of_query if self.metric is Metric.COSINE and length_of_query > 0 else query
-        found = ann.candidates(unit, k, allowed, selectivity)
+        found = ann.candidates(query, k, allowed, selectivity)
         pending = ann.lacks(self._rows.present)
         if pending.any():
             if allowed is not None:
@@ -340,18 +342,20 @@ class VectorIndex:
         result: np.ndarray = inside & present[np.where(inside, slots, 0)]
         return result
 
-    def _query(self, query: np.ndarray) -> np.ndarray:
-        vector = np.ascontiguousarray(query, dtype=np.float32).reshape(-1)
+    def _query(self, query: np.ndarray, metric: Metric) -> np.ndarray:
+        """The query as float32[d]; of unit length for the cosine, so that tiny and huge queries neither vanish nor burst."""
+        vector = np.asarray(query, dtype=np.float64).reshape(-1)
         self._check(len(vector), vector)
-        return vector
+        length = float(np.linalg.norm(vector)) if metric is Metric.COSINE else 0.0
+        return np.ascontiguousarray(vector / length if length > 0 else vector, dtype=np.float32)
 
     def _check(self, components: int, values: np.ndarray) -> None:
         if components == 0:
             raise EmptyVectorError("must have at least one component", field="vector")
         if components != self.dimension:
             raise DimensionMismatchError(f"expected {self.dimension} components, got {components}", field="vector")
-        if not np.isfinite(values).all():
-            raise InvalidRequestError("every component must be a finite number", field="vector")
+        if not (np.abs(values) <= MAX_COMPONENT).all():
+            raise InvalidRequestError(f"every component must be a number within +-{MAX_COMPONENT:g}", field="vector")
 
     def dump(self) -> bytes:
         """The view as bytes: rows, and the approximate index when it is whole."""
