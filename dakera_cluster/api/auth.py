@@ -46,6 +46,11 @@ class Authenticator:
         """Whether a key must be shown: not when switched off, and not while no key could be shown."""
         return self._enabled and (self._root is not None or self._keys.any_keys)
 
+    def would_lock_out(self, scope: Scope, namespaces: list[str] | None) -> bool:
+        """Whether making this key would switch authentication on with nobody left to administer keys."""
+        first = self._root is None and not self._keys.any_keys
+        return first and (scope is not Scope.SUPER_ADMIN or bool(namespaces))
+
     async def identify(self, http: HttpRequest, *, from_query: bool) -> Identity:
         """The caller. Raises the 401 errors of the tree."""
         if not self.required:

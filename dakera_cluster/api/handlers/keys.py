@@ -63,6 +63,11 @@ async def create(call: Call, body: bodies.KeyBody) -> dict[str, Any]:
     else:
         asked = [_scope(text, f"permissions[{at}]") for at, text in enumerate(body.permissions or ())]
         scope = max(asked, default=DEFAULT_SCOPE)
+    if call.runtime.auth.would_lock_out(scope, body.namespaces):
+        raise InvalidRequestError(
+            "the first key must be super_admin over all namespaces: without a root key, any other would lock you out",
+            field="scope",
+        )
     made = await call.services.keys.create(
         body.name,
         scope,
