@@ -80,11 +80,9 @@ def credential(http: HttpRequest, *, from_query: bool) -> str | None:
         kind, _, text = authorization.partition(" ")
         if kind.lower() == "bearer" and text.strip():
             return text.strip()
-    if text := headers.get("X-API-Key"):
-        return text.strip()
-    if from_query and (text := http.query.get("api_key")):
-        return text
-    return None
+    if header := headers.get("X-API-Key"):
+        return header.strip()
+    return (http.query.get("api_key") or None) if from_query else None
 
 
 def require_scope(identity: Identity, required: Scope) -> None:

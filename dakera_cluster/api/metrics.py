@@ -47,7 +47,7 @@ class Window:
 
 class ApiMetrics:
     def __init__(self, registry: CollectorRegistry, *, max_agents: int, totals: Callable[[], tuple[int, int]]) -> None:
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry
         self._max_agents = max_agents
         self._agents: set[str] = set()

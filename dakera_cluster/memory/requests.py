@@ -23,7 +23,7 @@ class Request(msgspec.Struct, kw_only=True, frozen=True):
     """Base of all requests: keyword-only, immutable."""
 
 
-class StoreItem(Request):
+class StoreItem(Request, frozen=True):
     content: str
     memory_type: str | None = None
     importance: float | None = None
@@ -38,7 +38,7 @@ class StoreItem(Request):
     event_time: float | str | None = None
 
 
-class MemoryChanges(Request):
+class MemoryChanges(Request, frozen=True):
     content: str | None = None
     importance: float | None = None
     tags: list[str] | None = None
@@ -46,7 +46,7 @@ class MemoryChanges(Request):
     memory_type: str | None = None
 
 
-class RecallQuery(Request):
+class RecallQuery(Request, frozen=True):
     """Recall and search. ``top_k`` None means the route's default."""
 
     query: str
@@ -73,7 +73,7 @@ class RecallQuery(Request):
     staleness_config: dict[str, Any] | None = None
 
 
-class BatchFilter(Request):
+class BatchFilter(Request, frozen=True):
     """`BatchMemoryFilter` of the contract: conditions are joined by AND, bounds are inclusive."""
 
     tags: list[str] | None = None
@@ -85,7 +85,7 @@ class BatchFilter(Request):
     session_id: str | None = None
 
 
-class ForgetQuery(Request):
+class ForgetQuery(Request, frozen=True):
     """At least one condition must be given; an empty array counts as not given."""
 
     memory_ids: list[str] | None = None
@@ -94,13 +94,13 @@ class ForgetQuery(Request):
     before_timestamp: Int | None = None
 
 
-class ConsolidateConfig(Request):
+class ConsolidateConfig(Request, frozen=True):
     algorithm: str | None = None
     min_samples: Int | None = None
     eps: float | None = None
 
 
-class ConsolidateQuery(Request):
+class ConsolidateQuery(Request, frozen=True):
     """With ``memory_ids`` (at least two) these are merged into one and kept; without, clusters are found by
     ``threshold`` and their sources removed. ``dry_run`` changes nothing."""
 
@@ -111,14 +111,14 @@ class ConsolidateQuery(Request):
     config: ConsolidateConfig | None = None
 
 
-class VectorItem(Request):
+class VectorItem(Request, frozen=True):
     id: str
     values: list[float]
     metadata: dict[str, Any] | None = None
     ttl_seconds: Int | None = None
 
 
-class VectorQuery(Request):
+class VectorQuery(Request, frozen=True):
     vector: list[float]
     top_k: Int | None = None
     filter: dict[str, Any] | None = None
@@ -129,7 +129,7 @@ class VectorQuery(Request):
     max_staleness_ms: Int | None = None
 
 
-class MultiVectorQuery(Request):
+class MultiVectorQuery(Request, frozen=True):
     positive: list[list[float]]
     positive_weights: list[float] | None = None
     negative: list[list[float]] | None = None
@@ -146,7 +146,7 @@ class MultiVectorQuery(Request):
     consistency: str | None = None
 
 
-class UnifiedQuery(Request):
+class UnifiedQuery(Request, frozen=True):
     """``rank_by`` is the expression grammar of the contract; the flat form is translated to it by the API.
 
     ``fusion`` says how a Sum joins its parts: ``linear`` (weighted scores, default) or ``rrf`` (reciprocal ranks)."""
@@ -161,7 +161,7 @@ class UnifiedQuery(Request):
     distance_metric: str | None = None
 
 
-class AggregateQuery(Request):
+class AggregateQuery(Request, frozen=True):
     """``aggregate_by``: name -> [fn] or [fn, field]; fn one of Count, Sum, Avg, Min, Max.
 
     With ``vector`` only its ``top_k`` nearest are aggregated, and the pseudo field ``score`` is their similarity."""
@@ -174,7 +174,7 @@ class AggregateQuery(Request):
     limit: Int = 100
 
 
-class ExportQuery(Request):
+class ExportQuery(Request, frozen=True):
     cursor: str | None = None
     limit: Int = 1000
     filter: dict[str, Any] | None = None
@@ -182,7 +182,7 @@ class ExportQuery(Request):
     include_metadata: bool = True
 
 
-class ExplainQuery(Request):
+class ExplainQuery(Request, frozen=True):
     query_type: str = "vector_search"
     vector: list[float] | None = None
     top_k: Int | None = None
@@ -193,14 +193,14 @@ class ExplainQuery(Request):
     verbose: bool = False
 
 
-class TextDocument(Request):
+class TextDocument(Request, frozen=True):
     id: str
     text: str
     metadata: dict[str, Any] | None = None
     ttl_seconds: Int | None = None
 
 
-class TextQuery(Request):
+class TextQuery(Request, frozen=True):
     """Full-text search (BM25 with the query language: quotes, +/-, prefix*)."""
 
     query: str
@@ -208,7 +208,7 @@ class TextQuery(Request):
     filter: dict[str, Any] | None = None
 
 
-class QueryText(Request):
+class QueryText(Request, frozen=True):
     """Text in, nearest vectors out; the node embeds the text."""
 
     texts: list[str]
@@ -219,7 +219,7 @@ class QueryText(Request):
     model: str | None = None
 
 
-class HybridQuery(Request):
+class HybridQuery(Request, frozen=True):
     """``vector`` None means BM25 only. ``vector_weight`` 1 is all vector, 0 all text."""
 
     text: str
@@ -231,7 +231,7 @@ class HybridQuery(Request):
     include_vectors: bool = False
 
 
-class NamespaceSpec(Request):
+class NamespaceSpec(Request, frozen=True):
     name: str
     dimension: Int | None = None
     index_type: str | None = None

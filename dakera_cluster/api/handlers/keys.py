@@ -38,15 +38,19 @@ def _expiry(call: Call, days: int | None, at: str | int | None) -> int | None:
         return now + days * DAY_S
     if at is None:
         return None
-    if isinstance(at, str):
-        try:
-            parsed = datetime.fromisoformat(at)
-            at = int((parsed if parsed.tzinfo is not None else parsed.replace(tzinfo=UTC)).timestamp())
-        except (ValueError, OverflowError):
-            raise InvalidRequestError(f"must be an ISO-8601 time, got {at[:64]!r}", field="expires_at") from None
-    if at <= now:
+    seconds = at if isinstance(at, int) else _unix(at)
+    if seconds <= now:
         raise InvalidRequestError("must lie in the future", field="expires_at")
-    return at
+    return seconds
+
+
+def _unix(text: str) -> int:
+    """Unix seconds of an ISO-8601 time; without an offset it is UTC."""
+    try:
+        parsed = datetime.fromisoformat(text)
+        return int((parsed if parsed.tzinfo is not None else parsed.replace(tzinfo=UTC)).timestamp())
+    except (ValueError, OverflowError):
+        raise InvalidRequestError(f"must be an ISO-8601 time, got {text[:64]!r}", field="expires_at") from None
 
 
 def _namespaces(names: list[str] | None, field: str) -> list[str] | None:
