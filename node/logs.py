@@ -7,18 +7,19 @@ Set up once by the process entry, before anything else logs.
 
 from __future__ import annotations
 
-import atexit
+import contextlib
 import datetime
 import json
 import logging
-import logging.handlers
 import queue
 import sys
+import threading
 from typing import TextIO
 
 from dakera_cluster.model.config import LogFormat, Observability
 
 QUEUED_LINES = 10_000
+CLOSE_WAIT_S = 2.0
 
 _LEVELS = {
     "trace": 5,
@@ -63,43 +64,72 @@ def _utc(record: logging.LogRecord) -> datetime.datetime:
     return datetime.datetime.fromtimestamp(record.created, datetime.UTC)
 
 
-class _Queue(logging.handlers.QueueHandler):
-    """Formats at once, never waits."""
+class QueuedLines(logging.Handler):
+    """Formats a record at once and leaves the writing to a thread of its own. Never waits."""
 
-    def __init__(self, lines: queue.Queue[logging.LogRecord]) -> None:
-        super().__init__(lines)
-        self._lines = lines
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._lines: queue.Queue[str | None] = queue.Queue(QUEUED_LINES)
         self._dropped = 0
+        self._writer = threading.Thread(target=self._write, name="logs", daemon=True)
+        self._writer.start()
 
-    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        return logging.makeLogRecord({"msg": self.format(record), "levelno": record.levelno})
-
-    def enqueue(self, record: logging.LogRecord) -> None:
+    def emit(self, record: logging.LogRecord) -> None:
+        """Called with the handler's lock held."""
         try:
-            if self._dropped and self._lines.qsize() < QUEUED_LINES // 2:
-                dropped, self._dropped = self._dropped, 0
-                self._lines.put_nowait(logging.makeLogRecord({"msg": f"{dropped} log lines were dropped"}))
-            self._lines.put_nowait(record)
-        except queue.Full:
+            line = self.format(record)
+        except Exception:
+            self.handleError(record)
+            return
+        if self._dropped and self._lines.qsize() < QUEUED_LINES // 2:
+            self._offer(self._dropped_line())
+        if not self._offer(line):
             self._dropped += 1
 
+    def close(self) -> None:
+        """Writes what is queued, waiting at most ``CLOSE_WAIT_S`` for a reader that does not read. May be called twice."""
+        if self._writer.is_alive():
+            with contextlib.suppress(queue.Full):
+                if self._dropped:
+                    self._lines.put(self._dropped_line(), timeout=CLOSE_WAIT_S)
+                self._lines.put(None, timeout=CLOSE_WAIT_S)
+            self._writer.join(CLOSE_WAIT_S)
+        super().close()
 
-def set_up_logs(settings: Observability, stream: TextIO | None = None) -> logging.handlers.QueueListener:
-    """Replace the root logger's handlers by ours. The listener's `stop` flushes; it runs at exit."""
+    def _offer(self, line: str) -> bool:
+        try:
+            self._lines.put_nowait(line)
+        except queue.Full:
+            return False
+        return True
+
+    def _dropped_line(self) -> str:
+        count, self._dropped = self._dropped, 0
+        message = f"{count} log lines were dropped: they were not read fast enough"
+        return self.format(logging.LogRecord(__name__, logging.WARNING, __file__, 0, message, None, None))
+
+    def _write(self) -> None:
+        while (line := self._lines.get()) is not None:
+            try:
+                self._stream.write(line + "\n")
+                self._stream.flush()
+            except (OSError, ValueError):
+                return
+
+
+def set_up_logs(settings: Observability, stream: TextIO | None = None) -> QueuedLines:
+    """Replace the root logger's handlers by ours. `close` flushes; the interpreter calls it at exit."""
     stream = stream or sys.stderr
     as_text = settings.log_format is LogFormat.TEXT or (settings.log_format is LogFormat.AUTO and stream.isatty())
-    lines: queue.Queue[logging.LogRecord] = queue.Queue(QUEUED_LINES)
-    handler = _Queue(lines)
+    handler = QueuedLines(stream)
     handler.setFormatter(TextLines() if as_text else JsonLines())
-    listener = logging.handlers.QueueListener(lines, logging.StreamHandler(stream))
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
     root.addHandler(handler)
     _set_levels(settings.log_filter)
-    listener.start()
-    atexit.register(listener.stop)
-    return listener
+    return handler
 
 
 def _set_levels(log_filter: str) -> None:

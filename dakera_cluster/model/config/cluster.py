@@ -56,7 +56,8 @@ _SEEDS = Many(Endpoint(GOSSIP_PORT))
 
 class Cluster(msgspec.Struct, frozen=True, kw_only=True):
     enabled: Annotated[
-        bool, Var("DAKERA_CLUSTER_MODE", Bool(also_true=("ha",)), "one of many nodes; otherwise a cluster of one")
+        bool,
+        Var("DAKERA_CLUSTER_MODE", Bool(also_true=("ha",)), "one of many nodes; otherwise a cluster of one"),
     ] = False
     node_id: Annotated[
         str | None,
@@ -66,6 +67,7 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
             "name of the node, the same over restarts",
             aliases=("DAKERA_CLUSTER_NODE_ID",),
             unset="made at the first start and kept on disk",
+            effect=True,
         ),
     ] = None
     role: Annotated[
@@ -136,7 +138,12 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
 
     shards: Annotated[
         int,
-        Var("DAKERA_SHARDS", Int(1, 65_536, "shards"), "fixed when the cluster is born: 64 serve tens of nodes"),
+        Var(
+            "DAKERA_SHARDS",
+            Int(1, 65_536, "shards"),
+            "fixed when the cluster is born: 64 serve tens of nodes",
+            effect=True,
+        ),
     ] = 64
     replication_factor: Annotated[
         int, Var("DAKERA_REPLICATION_FACTOR", Int(1, 15, "replicas"), "replicas of a shard, as far as there are nodes")

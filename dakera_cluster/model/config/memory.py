@@ -11,9 +11,14 @@ from dakera_cluster.model.config.variable import Var
 
 
 class MemoryLife(msgspec.Struct, frozen=True, kw_only=True):
-    decay_enabled: Annotated[bool, Var("DAKERA_DECAY_ENABLED", Bool(), "importance fades with idle time")] = True
+    decay_enabled: Annotated[
+        bool, Var("DAKERA_DECAY_ENABLED", Bool(), "importance fades with idle time", effect=True)
+    ] = True
     decay_half_life_s: Annotated[
-        int, Var("DAKERA_DECAY_HALF_LIFE_SECS", Duration("s", 1), "idle time after which importance has halved")
+        int,
+        Var(
+            "DAKERA_DECAY_HALF_LIFE_SECS", Duration("s", 1), "idle time after which importance has halved", effect=True
+        ),
     ] = 604_800
     session_idle_timeout_s: Annotated[
         int, Var("DAKERA_SESSION_IDLE_TIMEOUT_SECS", Duration("s", 1), "idle time after which a session ends")

@@ -57,10 +57,12 @@ class Models(msgspec.Struct, frozen=True, kw_only=True):
             ModelName(),
             "minilm, bge-small, e5-small, bge-large in any documented spelling (MiniLML6V2, ...), or a directory",
             toml="embeddings.model",
+            effect=True,
         ),
     ] = "minilm"
     device: Annotated[
-        Device, Var("DAKERA_INFERENCE_DEVICE", Choice(Device), "where the models run", toml="embeddings.device")
+        Device,
+        Var("DAKERA_INFERENCE_DEVICE", Choice(Device), "where the models run", toml="embeddings.device", effect=True),
     ] = Device.CPU
     batch_size: Annotated[
         int,
@@ -72,14 +74,14 @@ class Models(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = 64
     inference_threads: Annotated[
-        int, Var("DAKERA_INFERENCE_THREADS", Int(1, 256, "threads"), "threads of one model pass")
+        int, Var("DAKERA_INFERENCE_THREADS", Int(1, 256, "threads"), "threads of one model pass", effect=True)
     ] = 1
     embedding_cache: Annotated[
         int, Var("DAKERA_EMBEDDING_CACHE", Int(0, of="texts"), "texts whose embeddings are remembered")
     ] = 4096
     model_cache: Annotated[
         str | None,
-        Var("DAKERA_MODEL_CACHE", Path(), "directory of installed models", unset="~/.cache/dakera/models"),
+        Var("DAKERA_MODEL_CACHE", Path(), "directory of installed models", unset="~/.cache/dakera/models", effect=True),
     ] = None
     hf_home: Annotated[
         str | None, Var("HF_HOME", Path(), "cache of downloads from the model hub", unset="the hub's own default")

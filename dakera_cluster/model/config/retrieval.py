@@ -31,9 +31,16 @@ class Retrieval(msgspec.Struct, frozen=True, kw_only=True):
     ] = SearchMode.HYBRID
     flat_threshold: Annotated[
         int,
-        Var("DAKERA_FLAT_THRESHOLD", Int(0, of="vectors"), "namespaces up to this size are searched exactly"),
+        Var(
+            "DAKERA_FLAT_THRESHOLD",
+            Int(0, of="vectors"),
+            "namespaces up to this size are searched exactly",
+            effect=True,
+        ),
     ] = 10_000
-    index_threads: Annotated[int, Var("DAKERA_INDEX_THREADS", Int(1, 256, "threads"), "threads of the indexes")] = 1
+    index_threads: Annotated[
+        int, Var("DAKERA_INDEX_THREADS", Int(1, 256, "threads"), "threads of the indexes", effect=True)
+    ] = 1
     hnsw_m: Annotated[int, Var("DAKERA_HNSW_M", Int(4, 128, "links"), "links of a vector in HNSW")] = 16
     hnsw_ef_construction: Annotated[
         int, Var("DAKERA_HNSW_EF_CONSTRUCTION", Int(8, 4096), "candidates while HNSW is built")
@@ -41,10 +48,12 @@ class Retrieval(msgspec.Struct, frozen=True, kw_only=True):
     hnsw_ef_search: Annotated[int, Var("DAKERA_HNSW_EF_SEARCH", Int(8, 4096), "candidates while HNSW is searched")] = (
         128
     )
-    bm25_enabled: Annotated[bool, Var("DAKERA_ENABLE_BM25", Bool(), "keyword search in recall")] = True
-    bm25_k1: Annotated[float, Var("DAKERA_BM25_K1", Float(0.0, 10.0), "saturation of term frequency")] = 1.2
-    bm25_b: Annotated[float, Var("DAKERA_BM25_B", _UNIT, "strength of length normalisation")] = 0.75
-    rrf_k: Annotated[int, Var("DAKERA_RRF_K", Int(1, 10_000), "constant of reciprocal rank fusion")] = 60
+    bm25_enabled: Annotated[bool, Var("DAKERA_ENABLE_BM25", Bool(), "keyword search in recall", effect=True)] = True
+    bm25_k1: Annotated[float, Var("DAKERA_BM25_K1", Float(0.0, 10.0), "saturation of term frequency", effect=True)] = (
+        1.2
+    )
+    bm25_b: Annotated[float, Var("DAKERA_BM25_B", _UNIT, "strength of length normalisation", effect=True)] = 0.75
+    rrf_k: Annotated[int, Var("DAKERA_RRF_K", Int(1, 10_000), "constant of reciprocal rank fusion", effect=True)] = 60
     reranker_enabled: Annotated[
         bool, Var("DAKERA_RERANKER_ENABLED", Bool(), "rerank the fused candidates where the model's files are there")
     ] = True

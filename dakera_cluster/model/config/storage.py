@@ -46,9 +46,12 @@ class Storage(msgspec.Struct, frozen=True, kw_only=True):
             Choice(StorageKind),
             "memory keeps nothing over a restart; filesystem keeps rows under the storage path; s3 and minio also "
             "keep the bucket in S3. Naming a storage path without this variable implies filesystem",
+            effect=True,
         ),
     ] = StorageKind.MEMORY
-    path: Annotated[str, Var("DAKERA_STORAGE_PATH", Path(), "data directory (the image sets /data)")] = "./data"
+    path: Annotated[str, Var("DAKERA_STORAGE_PATH", Path(), "data directory (the image sets /data)", effect=True)] = (
+        "./data"
+    )
     bucket_path: Annotated[
         str | None,
         Var(
@@ -56,19 +59,28 @@ class Storage(msgspec.Struct, frozen=True, kw_only=True):
             Path(),
             "directory used as the bucket when there is no S3; all nodes of a cluster must share it",
             unset="bucket under the storage path, for one node alone",
+            effect=True,
         ),
     ] = None
-    s3_bucket: Annotated[str, Var("DAKERA_S3_BUCKET", BUCKET, "bucket name")] = "dakera"
-    s3_region: Annotated[str, Var("DAKERA_S3_REGION", Text(), "region of the bucket")] = "us-east-1"
-    s3_endpoint: Annotated[str | None, Var("DAKERA_S3_ENDPOINT", Url(), "S3-compatible endpoint", unset="AWS")] = None
+    s3_bucket: Annotated[str, Var("DAKERA_S3_BUCKET", BUCKET, "bucket name", effect=True)] = "dakera"
+    s3_region: Annotated[str, Var("DAKERA_S3_REGION", Text(), "region of the bucket", effect=True)] = "us-east-1"
+    s3_endpoint: Annotated[
+        str | None, Var("DAKERA_S3_ENDPOINT", Url(), "S3-compatible endpoint", unset="AWS", effect=True)
+    ] = None
     s3_max_retries: Annotated[int, Var("DAKERA_S3_MAX_RETRIES", Int(0, 100), "retries of a failed bucket request")] = 3
     s3_access_key: Annotated[
         str | None,
-        Var("AWS_ACCESS_KEY_ID", Text(), "access key of the bucket", aliases=("DAKERA_S3_ACCESS_KEY",)),
+        Var("AWS_ACCESS_KEY_ID", Text(), "access key of the bucket", aliases=("DAKERA_S3_ACCESS_KEY",), effect=True),
     ] = None
     s3_secret_key: Annotated[
         Secret | None,
-        Var("AWS_SECRET_ACCESS_KEY", SecretText(), "secret key of the bucket", aliases=("DAKERA_S3_SECRET_KEY",)),
+        Var(
+            "AWS_SECRET_ACCESS_KEY",
+            SecretText(),
+            "secret key of the bucket",
+            aliases=("DAKERA_S3_SECRET_KEY",),
+            effect=True,
+        ),
     ] = None
     encryption: Annotated[
         Cipher, Var("DAKERA_ENCRYPTION", Choice(Cipher), "cipher at rest, in use when an encryption key is given")
@@ -85,9 +97,9 @@ class Storage(msgspec.Struct, frozen=True, kw_only=True):
         int,
         Var("DAKERA_VIEW_SNAPSHOT_CHANGES", Int(1, of="changes"), "and after this many changes"),
     ] = 20_000
-    l1_cache_bytes: Annotated[int, Var("DAKERA_L1_CACHE_SIZE", Size(), "memory for cached rows and blocks")] = (
-        536_870_912
-    )
+    l1_cache_bytes: Annotated[
+        int, Var("DAKERA_L1_CACHE_SIZE", Size(), "memory for cached rows and blocks", effect=True)
+    ] = 536_870_912
     l2_cache_path: Annotated[
         str | None,
         Var(
@@ -96,6 +108,7 @@ class Storage(msgspec.Struct, frozen=True, kw_only=True):
             "directory of the row store",
             aliases=("DAKERA_ROCKSDB_PATH",),
             unset="rocksdb under the storage path",
+            effect=True,
         ),
     ] = None
     cache_dir: Annotated[
@@ -103,7 +116,12 @@ class Storage(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     tiered: Annotated[
         bool | None,
-        Var("DAKERA_TIERED_STORAGE", Bool(), "keep cold memories in the bucket only", unset="true with s3 or minio"),
+        Var(
+            "DAKERA_TIERED_STORAGE",
+            Bool(),
+            "keep cold memories in the bucket only",
+            unset="true with s3 or minio",
+        ),
     ] = None
     auto_tier: Annotated[bool, Var("DAKERA_AUTO_TIER", Bool(), "move memories between tiers by themselves")] = False
     hot_to_warm_s: Annotated[
