@@ -1,0 +1,1 @@
+"""Pure state machines: events in, effects out. No clock, random source, socket or event loop; `now` and generators are given."""
