@@ -277,7 +277,7 @@ class Embedder:
         )
 
     async def close(self) -> None:
-        """Refuses what waits, lets the running pass end, and joins the thread. May be called twice."""
+        """Refuses what waits, lets the running slice end, and joins the thread. May be called twice."""
         with self._work:
             self._closing = True
             refused = [job for queue in self._queues.values() for job in queue.clear()]
@@ -355,8 +355,7 @@ class Embedder:
             if number and kind is TextKind.PASSAGE:
                 self._serve_queries()
             batch = [place for place in batch if not work[place][0].dropped]
-            if not batch or (self._closing and kind is TextKind.PASSAGE):
-                self._fail([work[place] for place in batch], NotReadyError("the node is shutting down"))
+            if not batch:
                 continue
             part = [work[place] for place in batch]
             began = time.perf_counter()
