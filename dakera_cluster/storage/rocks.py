@@ -138,7 +138,7 @@ class RocksHandle:
     def __init__(self, path: Path, families: Sequence[str], settings: RowStoreSettings) -> None:
         """Open or create the database at ``path``. Raises StorageError when it is locked, damaged or unreadable."""
         self.path = path
-        self._settings = settings
+        self._closed = False
         try:
             path.mkdir(parents=True, exist_ok=True)
             existing = Rdict.list_cf(str(path), Options(raw_mode=True)) if (path / "CURRENT").exists() else []
@@ -159,7 +159,7 @@ class RocksHandle:
 
     def get(self, family: str, key: bytes) -> bytes | None:
         """The value of ``key``, or None."""
-        table = self._families[family]
+        table = self._table(family)
         try:
             value: bytes | None = table.get(key)
         except Exception as error:
@@ -168,7 +168,7 @@ class RocksHandle:
 
     def multi_get(self, family: str, keys: Sequence[bytes]) -> list[bytes | None]:
         """The values of ``keys`` in their order; None for each that is not there."""
-        table = self._families[family]
+        table = self._table(family)
         try:
             values: list[bytes | None] = table.get(list(keys))
         except Exception as error:
@@ -177,7 +177,7 @@ class RocksHandle:
 
     def cursor(self, family: str, start: bytes | None, end: bytes | None, *, reverse: bool) -> Cursor:
         """A cursor over ``[start, end)``; None is open on that side."""
-        table = self._families[family]
+        table = self._table(family)
         options = ReadOptions()
         if end is not None:
             options.set_iterate_upper_bound(end)
@@ -220,7 +220,7 @@ class RocksHandle:
     def compact(self, family: str) -> None:
         """Rewrite a column family so that deleted rows give their space back."""
         try:
-            self._families[family].compact_range(None, None)
+            self._table(family).compact_range(None, None)
         except Exception as error:
             raise storage_error("compaction", error) from error
 
@@ -241,15 +241,28 @@ class RocksHandle:
 
     def close(self) -> None:
         """Close. Errors are StorageError; the handle is unusable afterwards in any case."""
-        self._handles.clear()
+        self._closed = True
         tables = [table for name, table in self._families.items() if name != DEFAULT_FAMILY]
+        tables.append(self._db)
+        # A close that fails leaves the files open and locked until the last reference is gone: keep none.
+        self._handles.clear()
         self._families.clear()
+        del self._db
         try:
-            for table in tables:
-                table.close()
-            self._db.close()
+            while tables:
+                tables.pop(0).close()
         except Exception as error:
-            raise storage_error("closing", error) from error
+            raise storage_error("closing", error) from None
+        finally:
+            tables.clear()
+
+    def _table(self, family: str) -> Rdict:
+        table = self._families.get(family)
+        if table is None:
+            if self._closed:
+                raise StorageError("row store: closed")
+            raise KeyError(family)
+        return table
 
 
 def _database_options(settings: RowStoreSettings, cache: Cache) -> Options:

@@ -30,17 +30,17 @@ import contextlib
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from enum import Enum
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, overload
+from typing import Any, Protocol, TypeVar, cast, overload
 
 import msgspec
 
-from dakera_cluster.model.errors import DakeraError, OverloadedError, StorageError
+from dakera_cluster.model.errors import DakeraError, StorageError
 from dakera_cluster.storage.batches import WriteBatch
+from dakera_cluster.storage.commit_queue import RECOVER, Commit, CommitQueue, answer
 from dakera_cluster.storage.rocks import (
     DEFAULT_FAMILY,
     Cursor,
@@ -70,6 +70,8 @@ class ReadView(Protocol):
 
 Prepare = Callable[[ReadView], tuple[WriteBatch, T]]
 """Reads, and returns the batch to write and the value for the caller. Runs on the disk thread: short, no waiting."""
+
+_Work = WriteBatch | Prepare[Any]
 
 
 class StoreState(Enum):
@@ -106,19 +108,6 @@ class RowStoreStats(msgspec.Struct, frozen=True, kw_only=True):
     families: dict[str, FamilySize]
 
 
-class _Item:
-    """One commit in the queue. ``work`` is a batch, a prepare function, or None for a request to recover."""
-
-    __slots__ = ("error", "future", "size_bytes", "value", "work")
-
-    def __init__(self, work: WriteBatch | Prepare[Any] | None, size_bytes: int) -> None:
-        self.work = work
-        self.size_bytes = size_bytes
-        self.future: Future[Any] = Future()
-        self.value: Any = None
-        self.error: BaseException | None = None
-
-
 class RowStore:
     """See the module docstring. Built by ``RowStore.open``; used from one or many event loops and threads."""
 
@@ -128,9 +117,10 @@ class RowStore:
         self._family_names = tuple(families)
         self._handle: RocksHandle | None = RocksHandle(path, families, settings)
         self._cursors: weakref.WeakSet[Cursor] = weakref.WeakSet()
-        self._ready = threading.Condition()
-        self._queue: deque[_Item] = deque()
-        self._queued_bytes = 0
+        self._queue: CommitQueue[_Work] = CommitQueue(
+            limit_commits=settings.queued_commits, limit_bytes=settings.queued_bytes
+        )
+        self._changing = threading.Lock()
         self._state = StoreState.OPEN
         self._failure: str | None = None
         self._commits = self._refused = self._groups = self._syncs = self._rows = self._written_bytes = 0
@@ -172,13 +162,12 @@ class RowStore:
         fails during this commit (the rows may or may not survive then), and whatever ``work`` raises, in which case
         nothing of it was written. A caller that is cancelled while it waits leaves the outcome open.
         """
-        value: T | None = await asyncio.wrap_future(self._submit(work, size_bytes))
-        return value
+        future = self._submit(work, size_bytes, asyncio.get_running_loop())
+        return await cast("asyncio.Future[T | None]", future)
 
     def commit_blocking(self, work: WriteBatch | Prepare[T], *, size_bytes: int = 0) -> T | None:
         """``commit`` for a thread without an event loop."""
-        value: T | None = self._submit(work, size_bytes).result()
-        return value
+        return cast("Future[T | None]", self._submit(work, size_bytes, None)).result()
 
     async def delete_range(self, family: str, start: bytes, end: bytes) -> None:
         """Remove every key in ``[start, end)``, durably."""
@@ -186,15 +175,12 @@ class RowStore:
 
     async def recover(self) -> None:
         """Reopen a failed store and prove that it can write. Raises StorageError, and stays failed, when it cannot."""
-        item = _Item(None, 0)
-        with self._ready:
-            if self._state is StoreState.CLOSED:
-                raise StorageError("row store: closed")
-            if self._state is StoreState.OPEN:
-                return
-            self._queue.append(item)
-            self._ready.notify()
-        await asyncio.wrap_future(item.future)
+        if self._state is StoreState.OPEN:
+            return
+        commit: Commit[_Work] = Commit(RECOVER, 0, asyncio.get_running_loop())
+        if not self._queue.put(commit):
+            raise StorageError("row store: closed")
+        await cast("asyncio.Future[None]", commit.future)
 
     def get(self, family: str, key: bytes) -> bytes | None:
         """The value of ``key``, or None. KeyError for an unknown column family, StorageError from the disk."""
@@ -271,7 +257,7 @@ class RowStore:
             state=self._state,
             failure=self._failure,
             queued_commits=len(self._queue),
-            queued_bytes=self._queued_bytes,
+            queued_bytes=self._queue.size_bytes,
             commits=self._commits,
             refused=self._refused,
             groups=self._groups,
@@ -287,12 +273,11 @@ class RowStore:
 
     def close(self) -> None:
         """Finish the queued commits, sync and close. Blocks until the disk thread has ended. Idempotent."""
-        with self._ready:
-            if self._state is StoreState.CLOSED:
-                return
-            was = self._state
-            self._state = StoreState.CLOSED
-            self._ready.notify()
+        with self._changing:
+            was, self._state = self._state, StoreState.CLOSED
+        if was is StoreState.CLOSED:
+            return
+        self._queue.close()
         self._thread.join()
         self._readers.shutdown(wait=True)
         handle, self._handle = self._handle, None
@@ -321,68 +306,46 @@ class RowStore:
             raise StorageError(f"row store: {self._failure or 'closed'}")
         return handle
 
-    def _submit(self, work: WriteBatch | Prepare[Any], size_bytes: int) -> Future[Any]:
-        size_bytes = work.size_bytes if isinstance(work, WriteBatch) else size_bytes
-        item = _Item(work, size_bytes)
-        settings = self.settings
-        with self._ready:
-            if self._state is not StoreState.OPEN:
-                self._refused += 1
-                raise StorageError(f"row store: {self._failure or 'closed'}")
-            full = len(self._queue) >= settings.queued_commits
-            if full or (self._queue and self._queued_bytes + size_bytes > settings.queued_bytes):
-                self._refused += 1
-                raise OverloadedError("the disk is behind: too many writes wait for it")
-            self._queue.append(item)
-            self._queued_bytes += size_bytes
-            self._ready.notify()
-        return item.future
+    def _submit(
+        self, work: _Work, size_bytes: int, loop: asyncio.AbstractEventLoop | None
+    ) -> asyncio.Future[Any] | Future[Any]:
+        if self._state is not StoreState.OPEN:
+            self._refused += 1
+            raise StorageError(f"row store: {self._failure or 'closed'}")
+        commit: Commit[_Work] = Commit(work, work.size_bytes if isinstance(work, WriteBatch) else size_bytes, loop)
+        try:
+            if not self._queue.put(commit):
+                raise StorageError("row store: closed")
+        except DakeraError:
+            self._refused += 1
+            raise
+        return commit.future
 
     def _run(self) -> None:
-        while group := self._take_group():
-            if group[0].work is None:
-                self._recover(group[0])
-            else:
-                self._commit_group(group)
-
-    def _take_group(self) -> list[_Item]:
-        """Wait for work; empty when the store is closed and nothing is left."""
         settings = self.settings
-        with self._ready:
-            while not self._queue and self._state is not StoreState.CLOSED:
-                self._ready.wait()
-            group: list[_Item] = []
-            size_bytes = 0
-            while self._queue and len(group) < settings.group_commits and size_bytes < settings.group_bytes:
-                if group and self._queue[0].work is None:
-                    break
-                item = self._queue.popleft()
-                group.append(item)
-                size_bytes += item.size_bytes
-                if item.work is None:
-                    break
-            self._queued_bytes -= size_bytes
-            return group
+        while group := self._queue.take(most_commits=settings.group_commits, most_bytes=settings.group_bytes):
+            error = self._recover() if group[0].work is RECOVER else self._commit_group(group)
+            for commit in group:
+                commit.error = error or commit.error
+            answer(group)
 
-    def _commit_group(self, group: list[_Item]) -> None:
+    def _commit_group(self, group: Sequence[Commit[_Work]]) -> StorageError | None:
+        """Write, sync; the error that all of the group's callers get, or None."""
         handle = self._handle
         refusal = self._refusal(handle)
         if handle is None or refusal is not None:
-            self._answer(group, refusal)
-            return
+            return refusal
         try:
-            written = self._write_group(handle, group)
-            if written:
+            if self._write_group(handle, group):
                 self._sync(handle)
         except Exception as error:
             failure = storage_error("write", error)
             self._fail(failure.message)
-            self._answer(group, failure)
-            return
+            return failure
         self._groups += 1
         self._commits += len(group)
         self._largest_group = max(self._largest_group, len(group))
-        self._answer(group, None)
+        return None
 
     def _refusal(self, handle: RocksHandle | None) -> StorageError | None:
         if self._failure is not None or handle is None:
@@ -396,19 +359,19 @@ class RowStore:
             return StorageError(f"row store: the disk is full: {free_bytes} bytes are free, {least} are needed")
         return None
 
-    def _write_group(self, handle: RocksHandle, group: list[_Item]) -> bool:
+    def _write_group(self, handle: RocksHandle, group: Sequence[Commit[_Work]]) -> bool:
         """Write each batch unsynced; True when anything was written. What a prepare function raises is its caller's."""
         settings = self.settings
         written = False
         burst_bytes = burst_rows = 0
-        for item in group:
-            work = item.work
-            assert work is not None
+        for commit in group:
+            work = commit.work
+            assert work is not RECOVER
             try:
-                batch, item.value = (work, None) if isinstance(work, WriteBatch) else work(handle)
+                batch, commit.value = (work, None) if isinstance(work, WriteBatch) else work(handle)
                 native = handle.native(batch) if batch else None
             except Exception as error:
-                item.error = error
+                commit.error = error
                 continue
             if native is None:
                 continue
@@ -431,31 +394,21 @@ class RowStore:
         self._sync_seconds += took
         self._slowest_sync_s = max(self._slowest_sync_s, took)
 
-    def _answer(self, group: list[_Item], error: DakeraError | None) -> None:
-        for item in group:
-            if not item.future.set_running_or_notify_cancel():
-                continue
-            if (problem := error or item.error) is not None:
-                item.future.set_exception(problem)
-            else:
-                item.future.set_result(item.value)
-
     def _fail(self, reason: str) -> None:
-        with self._ready:
+        with self._changing:
             self._failure = reason.removeprefix("row store: ")
             if self._state is StoreState.OPEN:
                 self._state = StoreState.FAILED
 
-    def _recover(self, item: _Item) -> None:
-        if self._failure is None or self._state is StoreState.CLOSED:
-            self._answer([item], None)
-            return
+    def _recover(self) -> StorageError | None:
+        """Reopen and write a probe; the error that kept the store failed, or None."""
+        if self._failure is None:
+            return None
         handle, self._handle = self._handle, None
         self._drop_cursors()
         if handle is not None:
             with contextlib.suppress(StorageError):
                 handle.close()
-        del handle
         try:
             fresh = self._reopen()
             self._handle = fresh
@@ -464,13 +417,12 @@ class RowStore:
         except Exception as error:
             failure = error if isinstance(error, StorageError) else storage_error("probe write", error)
             self._fail(failure.message)
-            self._answer([item], failure)
-            return
-        with self._ready:
+            return failure
+        with self._changing:
             self._failure = None
             if self._state is StoreState.FAILED:
                 self._state = StoreState.OPEN
-        self._answer([item], None)
+        return None
 
     def _reopen(self) -> RocksHandle:
         """Open again. A reader that was inside a cursor holds the files for a moment: wait for it, a bounded time."""
