@@ -18,7 +18,6 @@ import asyncio
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,9 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dakera_cluster.inference import store
+from dakera_cluster.inference.batching import Job, JobQueue
 from dakera_cluster.inference.cache import CachedText, EmbeddingCache
 from dakera_cluster.inference.embedder import MAX_TEXT_CHARS_PER_TOKEN, Device, OnnxEncoder
-from dakera_cluster.inference.encoding import Encoded, TokenVectors
+from dakera_cluster.inference.encoding import Encoded
 from dakera_cluster.inference.models import ModelFormatError, ModelSpec, Precision, TextKind, resolve
 from dakera_cluster.inference.passages import passages
 from dakera_cluster.inference.sources import HashMismatchError
@@ -42,8 +42,6 @@ from dakera_cluster.model.errors import (
     QueryTimeoutError,
 )
 
-CHARS_PER_TOKEN = 4
-"""A guess good enough to size a slice before it is tokenised."""
 MAX_RETRY_AFTER_S = 30
 
 
@@ -80,97 +78,6 @@ class EmbedderStats(msgspec.Struct, frozen=True):
     cache_bytes: int
 
 
-class _Job:
-    """The texts of one request that have to be computed. Filled by the inference thread, read by the loop when done."""
-
-    __slots__ = (
-        "chars",
-        "done",
-        "dropped",
-        "kind",
-        "left",
-        "loop",
-        "pending",
-        "texts",
-        "token_vectors",
-        "tokens",
-        "vectors",
-    )
-
-    def __init__(self, texts: list[str], kind: TextKind, tokens: bool, dimension: int) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.done: asyncio.Future[None] = self.loop.create_future()
-        self.texts = texts
-        self.kind = kind
-        self.tokens = tokens
-        self.vectors: NDArray[np.float32] = np.empty((len(texts), dimension), np.float32)
-        self.token_vectors: list[TokenVectors | None] = [None] * len(texts)
-        self.chars = sum(map(len, texts))
-        self.left = len(texts)
-        self.dropped = False
-        # In order of length, so that what is taken together pads little; the longest first, to be popped from the end.
-        self.pending = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
-
-    def settle(self, error: Exception | None = None) -> None:
-        """Ends the wait. On the event loop."""
-        if not self.done.done():
-            if error is None:
-                self.done.set_result(None)
-            else:
-                self.done.set_exception(error)
-
-
-class _Queue:
-    """Jobs of one kind, taken from in turn. Guarded by the service's lock."""
-
-    def __init__(self, max_texts: int, max_chars: int) -> None:
-        self._jobs: deque[_Job] = deque()
-        self._max_texts = max_texts
-        self._max_chars = max_chars
-        self.texts = 0
-        self._chars = 0
-
-    def offer(self, job: _Job) -> bool:
-        """False when the job would overfill the queue; an empty queue takes any job, or the largest could never run."""
-        over = self.texts + len(job.texts) > self._max_texts or self._chars + job.chars > self._max_chars
-        if over and self.texts:
-            return False
-        self._jobs.append(job)
-        self.texts += len(job.texts)
-        self._chars += job.chars
-        return True
-
-    def take(self, tokens: int) -> list[tuple[_Job, int]]:
-        """Texts worth about `tokens` tokens (one text at least), one of each job in turn, as (job, index of its text)."""
-        taken: list[tuple[_Job, int]] = []
-        budget = tokens * CHARS_PER_TOKEN
-        while self._jobs and (not taken or budget > 0):
-            job = self._jobs.popleft()
-            index = job.pending.pop()
-            taken.append((job, index))
-            chars = len(job.texts[index])
-            budget -= chars + CHARS_PER_TOKEN
-            self.texts -= 1
-            self._chars -= chars
-            if job.pending:
-                self._jobs.append(job)
-        return taken
-
-    def drop(self, job: _Job) -> None:
-        """Forgets what is left of a job."""
-        self.texts -= len(job.pending)
-        self._chars -= sum(len(job.texts[index]) for index in job.pending)
-        if job.pending:
-            self._jobs.remove(job)
-        job.pending = []
-
-    def clear(self) -> list[_Job]:
-        jobs = list(self._jobs)
-        for job in jobs:
-            self.drop(job)
-        return jobs
-
-
 class Embedder:
     """A model that is there. See the module's docstring for how it runs."""
 
@@ -186,8 +93,8 @@ class Embedder:
         self.fingerprint = encoder.fingerprint
         """Names model, precision and files; rows carry it, so that vectors of different models never meet."""
         self._queues = {
-            TextKind.QUERY: _Queue(settings.max_queued_queries, settings.max_queued_chars),
-            TextKind.PASSAGE: _Queue(settings.max_queued_passages, settings.max_queued_chars),
+            TextKind.QUERY: JobQueue(settings.max_queued_queries, settings.max_queued_chars),
+            TextKind.PASSAGE: JobQueue(settings.max_queued_passages, settings.max_queued_chars),
         }
         self._caches = {
             TextKind.QUERY: EmbeddingCache(settings.query_cache_bytes),
@@ -226,7 +133,7 @@ class Embedder:
         self._hits += len(texts) - len(missing)
         self._misses += len(missing)
         if missing:
-            job = _Job(list(missing.values()), kind, tokens, self.dimension)
+            job = Job(list(missing.values()), kind, tokens, self.dimension)
             await self._compute(job, timeout_ms)
             for index, key in enumerate(missing):
                 # A copy: a row of a large request must not keep the whole request's array alive.
@@ -289,7 +196,7 @@ class Embedder:
 
     # -- on the event loop --------------------------------------------------------------------------------------------
 
-    async def _compute(self, job: _Job, timeout_ms: float | None) -> None:
+    async def _compute(self, job: Job, timeout_ms: float | None) -> None:
         queue = self._queues[job.kind]
         with self._work:
             if self._closing:
@@ -343,7 +250,7 @@ class Embedder:
         if work:
             self._encode(work, TextKind.QUERY)
 
-    def _encode(self, work: list[tuple[_Job, int]], kind: TextKind) -> None:
+    def _encode(self, work: list[tuple[Job, int]], kind: TextKind) -> None:
         """Computes a slice pass by pass, and lets queries in between passes over passages."""
         try:
             ids = self._encoder.tokenize([job.texts[index] for job, index in work], kind)
@@ -372,8 +279,8 @@ class Embedder:
             self._busy_s += time.perf_counter() - began
             self._deliver(part, encoded)
 
-    def _deliver(self, part: list[tuple[_Job, int]], encoded: Encoded) -> None:
-        finished: list[_Job] = []
+    def _deliver(self, part: list[tuple[Job, int]], encoded: Encoded) -> None:
+        finished: list[Job] = []
         for row, (job, index) in enumerate(part):
             job.vectors[index] = encoded.vectors[row]
             if job.tokens and encoded.tokens is not None:
@@ -383,7 +290,7 @@ class Embedder:
                 finished.append(job)
         self._settle(finished, None)
 
-    def _fail(self, part: list[tuple[_Job, int]], error: Exception) -> None:
+    def _fail(self, part: list[tuple[Job, int]], error: Exception) -> None:
         if not part:
             return
         if not isinstance(error, DakeraError):
@@ -392,7 +299,7 @@ class Embedder:
         self._settle(list({id(job): job for job, _ in part}.values()), error)
 
     @staticmethod
-    def _settle(jobs: list[_Job], error: Exception | None) -> None:
+    def _settle(jobs: list[Job], error: Exception | None) -> None:
         for job in jobs:
             try:
                 job.loop.call_soon_threadsafe(job.settle, error)
