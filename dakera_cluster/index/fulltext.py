@@ -242,20 +242,28 @@ class FullTextIndex:
         return self._summed([(slots, frequencies, weight)], None) if len(slots) else _nothing()
 
     def _prefix(self, prefix: Prefix, allowed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Documents that hold a word beginning with the prefix: the words score as one term."""
+        """Documents that hold a word beginning with the prefix: the words score as one term.
+
+        The idf counts every document the terms point to, verified or not, so that a score does not depend on the filter.
+        """
         words = self._postings.terms_with_prefix(prefix.text, MAX_PREFIX_TERMS)
         counts = np.zeros(len(self.doc_lengths), dtype=np.int64)
         for slots, frequencies in self._postings.lookup(hashes_of(words)):
             counts[slots] += frequencies
+        doubtful = np.zeros(len(counts), dtype=bool)
         if self.text_of is not None:
             shortest = max(MIN_PREFIX_STEM_CHARS, len(prefix.text) - PREFIX_STEM_GAP_CHARS)
             stems = {prefix.text[:length] for length in range(shortest, len(prefix.text))} | {stem(prefix.text)}
             for slots, _ in self._postings.lookup(hashes_of(sorted(stems.difference(words)))):
-                doubtful = slots[(counts[slots] == 0) & allowed[slots]].astype(np.int64)
-                found = self._verified(doubtful, np.ones(len(doubtful)), lambda text: _prefixed(text, prefix.text))
-                counts[found[0]] += found[1]
+                doubtful[slots] = True
+            doubtful &= counts == 0
+        idf = self.idf(int(np.count_nonzero(counts) + np.count_nonzero(doubtful)))
+        unsure = np.flatnonzero(doubtful & allowed)
+        if len(unsure):
+            found = self._verified(unsure, np.ones(len(unsure)), lambda text: _prefixed(text, prefix.text))
+            counts[found[0]] = found[1]
         slots = np.flatnonzero(counts)
-        return self._summed([(slots, counts[slots], self.idf(len(slots)))], allowed)
+        return self._summed([(slots, counts[slots], idf)], allowed)
 
     def _verified(
         self, slots: np.ndarray, frequencies: np.ndarray, count_in: Callable[[str], int]

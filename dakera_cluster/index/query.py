@@ -142,12 +142,18 @@ def _prefix(text: str) -> tuple[Clause, ...]:
     return (*_phrase(" ".join(tokens[:-1])), Prefix(folded(tokens[-1])))
 
 
+class _WordPrefixPlugin(plugins.PrefixPlugin):  # type: ignore[misc]
+    """Whoosh's own expression would swallow the sign of ``+pre*``."""
+
+    expr = r"(?P<text>(?![+-])[^\s*]+)[*](?=\s|$)"
+
+
 @cache
 def _parser() -> QueryParser:
     operators = [
         plugins.WhitespacePlugin(),
         plugins.PhrasePlugin(),
-        plugins.PrefixPlugin(),
+        _WordPrefixPlugin(),
         plugins.PlusMinusPlugin(_SIGN.format("+"), _SIGN.format("-")),
     ]
     return QueryParser("text", None, plugins=operators, group=OrGroup)

@@ -15,11 +15,12 @@ from whoosh.lang.snowball.english import EnglishStemmer
 from dakera_cluster.index import analysis
 from dakera_cluster.index.analysis import MAX_TERM_CHARS, STOP_WORDS, query_terms, spans, terms, token_terms
 
-WORDS = (
+TEXT = (
     "the running runners ran happily ponies university universal organization organised generously skis dying news "
     "relational conditional adoption adopted children wolves I you Caroline went to support group yesterday and WAS "
     "2023 05 42 x b12 covid19 of in on at connections connected connecting national nationality sky skies"
-).split()
+)
+WORDS = TEXT.split()
 
 
 def whoosh_terms(text: str) -> list[str]:
@@ -42,7 +43,10 @@ def test_random_ascii_comes_out_as_from_whoosh(text: str) -> None:
     expected = [
         stemmed if token.isalpha() else token
         for token, stemmed in zip(
-            [t.text for t in (RegexTokenizer(r"[^\W_]+") | LowercaseFilter() | StopFilter(STOP_WORDS, minsize=1))(text)],
+            [
+                t.text
+                for t in (RegexTokenizer(r"[^\W_]+") | LowercaseFilter() | StopFilter(STOP_WORDS, minsize=1))(text)
+            ],
             [
                 t.text
                 for t in (

@@ -43,7 +43,7 @@ steps = st.lists(
 
 
 @given(steps, st.integers(1, 3))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_mask_equals_match_under_any_history(history: list[tuple[Any, ...]], max_columns: int) -> None:
     owner = Rows({})
     columns = Columns(owner.fetch, max_columns=max_columns)
@@ -60,7 +60,7 @@ def test_mask_equals_match_under_any_history(history: list[tuple[Any, ...]], max
 
 
 @given(st.lists(records, min_size=1, max_size=12), st.lists(expressions, min_size=1, max_size=5))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_mask_equals_match_on_fresh_columns(rows: list[dict[str, Any]], filters: list[dict[str, Any]]) -> None:
     owner = Rows(dict(enumerate(rows)))
     columns = Columns(owner.fetch)
