@@ -69,8 +69,8 @@ class AskRows(msgspec.Struct, frozen=True):
 
 
 class Exchange(msgspec.Struct, frozen=True):
-    """Send our rows of the keys in ``ship`` (those still there), get the peer's rows of the keys in ``want`` (after its merge), merge these and
-    make them durable."""
+    """Send our rows of the keys in ``ship`` (those still there), get the peer's rows of the keys in ``want`` (after its
+    merge), merge these and make them durable."""
 
     ship: tuple[bytes, ...]
     want: tuple[bytes, ...]
