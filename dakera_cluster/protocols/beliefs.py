@@ -186,7 +186,7 @@ class Beliefs:
 
     def _reap(self, now_ms: float, out: list[Effect]) -> None:
         for node, buried_ms in list(self._graves.items()):
-            if now_ms - buried_ms < self._config.reap_ms:
+            if buried_ms + self._config.reap_ms > now_ms:  # as in deadline_ms: the same sum, or rounding never ends
                 break
             del self._graves[node]
             member = self.members.get(node)

@@ -17,7 +17,7 @@ from dakera_cluster.model.ids import NodeId
 from dakera_cluster.protocols.members import Update
 
 _encoder = msgspec.msgpack.Encoder()
-_SMALLEST_UPDATE_BYTES = 12
+_SMALLEST_UPDATE_BYTES = 10
 """No use looking for another update in less room than this."""
 
 
