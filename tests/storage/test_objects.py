@@ -20,6 +20,7 @@ from dakera_cluster.storage.memory_objects import MemoryObjectStore
 from dakera_cluster.storage.objects import ABSENT, AmbiguousWriteError, ObjectStore, PreconditionFailedError
 from dakera_cluster.storage.s3 import S3ObjectStore
 from tests.support.counter import increment
+from tests.support.powerloss import lose_power, make_powerloss_env
 
 
 @pytest.fixture(params=["memory", "directory", "moto", "minio"])
@@ -111,11 +112,11 @@ async def test_listing_is_sorted_prefixed_and_paged(store: ObjectStore, key: str
     assert seen == sorted(names)
 
 
-@pytest.mark.parametrize("bad", ["", "/a", "a/", "a//b", "..", "a/../b", "a/.", "a#", "a b", "a\\b", "ä", "x" * 513])
-async def test_unusable_keys_are_refused_by_name(store: ObjectStore, bad: str) -> None:
-    for use in (store.get(bad), store.put(bad, b""), store.put_if(bad, b"", etag=ABSENT), store.delete(bad)):
-        with pytest.raises(InvalidRequestError, match="object key"):
-            await use
+async def test_unusable_keys_are_refused_by_name(store: ObjectStore) -> None:
+    for bad in ("", "/a", "a/", "a//b", "..", "a/../b", "a/.", "a#", "a b", "a\\b", "ä", "x" * 513):
+        for use in (store.get(bad), store.put(bad, b""), store.put_if(bad, b"", etag=ABSENT), store.delete(bad)):
+            with pytest.raises(InvalidRequestError, match="object key"):
+                await use
 
 
 async def test_the_probe_passes_and_leaves_nothing(store: ObjectStore) -> None:
@@ -211,3 +212,36 @@ async def test_directory_sweeps_old_temporary_files_only(tmp_path: Path) -> None
     os.utime(old, (1, 1))
     DirectoryObjectStore(tmp_path)
     assert not old.exists() and young.exists()
+
+
+INCREMENT_FOR_EVER = """
+import asyncio, sys
+from dakera_cluster.storage.directory import DirectoryObjectStore
+from tests.support.counter import increment
+from tests.support.powerloss import lose_power, make_powerloss_env
+async def main():
+    store = DirectoryObjectStore(sys.argv[1])
+    while True:
+        print(*await increment(store, "deep/er/counter", 1, "w"), flush=True)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("seed", [None, 1, 2])
+async def test_directory_writes_survive_power_loss_once_acknowledged(tmp_path: Path, seed: int | None) -> None:
+    root = tmp_path / "bucket"
+    env = make_powerloss_env(root, sync_delay_ms=1)
+    told = await asyncio.to_thread(_told_until_killed, [sys.executable, "-c", INCREMENT_FOR_EVER, str(root)], env)
+    lose_power(root, seed=seed)
+    found = await DirectoryObjectStore(root).get("deep/er/counter")
+    assert found is not None
+    assert json.loads(found.data)["n"] in (told, told + 1)
+
+
+def _told_until_killed(command: list[str], env: dict[str, str]) -> int:
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]) as child:
+        assert child.stdout is not None
+        lines = [child.stdout.readline() for _ in range(10)]
+        child.kill()
+        lines += child.stdout.readlines()
+    return int([line for line in lines if line.endswith(b"\n")][-1])

@@ -165,6 +165,44 @@ class Gate:
         await self.held
 
 
+async def test_nobody_is_answered_before_the_fsync_not_even_who_wrote_nothing(
+    store: RowStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit that finds its rows already there may have found what is not yet durable."""
+    syncing, finish = threading.Event(), threading.Event()
+    handle = store._handle
+    assert handle is not None
+    sync = handle.sync
+
+    def slow_sync() -> None:
+        syncing.set()
+        assert finish.wait(20)
+        sync()
+
+    monkeypatch.setattr(handle, "sync", slow_sync)
+    async with Gate(store):
+        writer = asyncio.create_task(put(store, b"k", b"v"))
+        reader = asyncio.create_task(store.commit(lambda view: (WriteBatch(), view.get("rows", b"k"))))
+        await asyncio.sleep(0)
+    await asyncio.to_thread(syncing.wait, 20)
+    assert store.get("rows", b"k") == b"v"
+    await asyncio.sleep(0.01)
+    assert not writer.done() and not reader.done()
+    finish.set()
+    await writer
+    assert await reader == b"v"
+
+
+async def test_a_cancelled_caller_disturbs_nobody(store: RowStore) -> None:
+    async with Gate(store):
+        tasks = [asyncio.create_task(put(store, b"%d" % n, b"v")) for n in range(3)]
+        await asyncio.sleep(0)
+        tasks[1].cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(result) for result in results] == [type(None), asyncio.CancelledError, type(None)]
+    await put(store, b"after", b"v")
+
+
 async def test_a_full_queue_refuses_and_drains(tmp_path: Path) -> None:
     store = RowStore.open(tmp_path / "db", FAMILIES, settings=RowStoreSettings(queued_commits=3))
     async with Gate(store):
