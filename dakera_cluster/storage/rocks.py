@@ -83,10 +83,15 @@ def prefix_end(prefix: bytes) -> bytes | None:
 class Cursor:
     """An iterator over a range of one column family, pinned to the moment it was made. Any thread, one at a time."""
 
-    __slots__ = ("__weakref__", "_iterator", "_reverse", "_start")
+    __slots__ = ("__weakref__", "_bound", "_iterator", "_reverse", "_start")
 
-    def __init__(self, iterator: RdictIter, start: bytes | None, end: bytes | None, *, reverse: bool) -> None:
+    def __init__(
+        self, iterator: RdictIter, options: ReadOptions, start: bytes | None, end: bytes | None, *, reverse: bool
+    ) -> None:
         self._iterator: RdictIter | None = iterator
+        # RocksDB reads the upper bound through a pointer into these for as long as the iterator lives, and the binding
+        # does not keep them: without a reference the scan ends wherever the reused memory says.
+        self._bound = (options, end)
         self._reverse = reverse
         self._start = start
         if reverse:
@@ -182,7 +187,7 @@ class RocksHandle:
         if end is not None:
             options.set_iterate_upper_bound(end)
         try:
-            return Cursor(table.iter(options), start, end, reverse=reverse)
+            return Cursor(table.iter(options), options, start, end, reverse=reverse)
         except Exception as error:
             raise storage_error("scan", error) from error
 
