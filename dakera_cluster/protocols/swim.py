@@ -110,7 +110,10 @@ class Swim:
         self._probe: Probe | None = None
         self._seq = rng.getrandbits(32)
         self._next_probe_ms = now_ms + rng.random() * config.probe_interval_ms
-        self._next_push_pull_ms = now_ms + (0.5 + rng.random()) * config.push_pull_ms(self._beliefs.n)
+        # Nodes that start together join through different seeds at different moments: a newcomer compares notes early and
+        # often, and ever more rarely as it settles.
+        self._newcomer_ms = math.inf if self._beliefs.members.present else config.newcomer_push_pull_ms
+        self._next_push_pull_ms = now_ms + self._push_pull_gap_ms()
         self._next_stranger_ms = now_ms
         self._leave_ms = math.inf
         self._answers_accusers = config.has(Feature.LAST_WORD)
@@ -362,11 +365,15 @@ class Swim:
         out.append(StateAdvanced(state, source))
 
     def _start_push_pull(self, now_ms: float, out: list[Effect]) -> None:
-        self._next_push_pull_ms = now_ms + (0.5 + self._rng.random()) * self._config.push_pull_ms(self._beliefs.n)
+        self._newcomer_ms *= 2
+        self._next_push_pull_ms = now_ms + self._push_pull_gap_ms()
         for node in self._order.sample(1, lambda node: True):
             member = self._beliefs.members.get(node)
             if member is not None:
                 self._dial(member.addr, out)
+
+    def _push_pull_gap_ms(self) -> float:
+        return (0.5 + self._rng.random()) * min(self._newcomer_ms, self._config.push_pull_ms(self._beliefs.n))
 
     def _meet_stranger(self, source: Address, now_ms: float, out: list[Effect]) -> None:
         self.stats.strangers_met += 1

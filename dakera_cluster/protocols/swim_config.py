@@ -80,6 +80,8 @@ class SwimConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     push_pull_interval_ms: float = 30_000.0
     """Full exchange with one random member; stretched by 1 + log2(N / 32) above 32 members."""
+    newcomer_push_pull_ms: float = 1_000.0
+    """The same right after a start, doubling each time until it reaches the interval above."""
     reap_ms: float = 600_000.0
     """How long dead and left members are remembered, so that late news of their life is recognised as old."""
 
