@@ -118,17 +118,19 @@ class QueuedLines(logging.Handler):
                 return
 
 
-def set_up_logs(settings: Observability, stream: TextIO | None = None) -> QueuedLines:
+def set_up_logs(observability: Observability, stream: TextIO | None = None) -> QueuedLines:
     """Replace the root logger's handlers by ours. `close` flushes; the interpreter calls it at exit."""
     stream = stream or sys.stderr
-    as_text = settings.log_format is LogFormat.TEXT or (settings.log_format is LogFormat.AUTO and stream.isatty())
+    as_text = observability.log_format is LogFormat.TEXT or (
+        observability.log_format is LogFormat.AUTO and stream.isatty()
+    )
     handler = QueuedLines(stream)
     handler.setFormatter(TextLines() if as_text else JsonLines())
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
     root.addHandler(handler)
-    _set_levels(settings.log_filter)
+    _set_levels(observability.log_filter)
     return handler
 
 

@@ -137,7 +137,7 @@ class Chroma(Server):
         return [str(command), "run", "--path", "data", "--host", "127.0.0.1", "--port", str(self.port)]
 
     def environment(self) -> Mapping[str, str]:
-        return {**os.environ, "ANONYMIZED_TELEMETRY": "False"}
+        return {**os.environ, "ANONYMIZED_TELEMETRY": "False", "RUST_LOG": "error"}
 
 
 def free_port() -> int:

@@ -25,10 +25,12 @@ class Observability(msgspec.Struct, frozen=True, kw_only=True):
             LogFilter(),
             "log level, and levels of single parts, as in info,dakera=debug",
             aliases=("DAKERA_LOG_LEVEL",),
+            effect=True,
         ),
     ] = "info"
     log_format: Annotated[
-        LogFormat, Var("DAKERA_LOG_FORMAT", Choice(LogFormat), "auto is text on a terminal and JSON lines elsewhere")
+        LogFormat,
+        Var("DAKERA_LOG_FORMAT", Choice(LogFormat), "auto is text on a terminal and JSON lines elsewhere", effect=True),
     ] = LogFormat.AUTO
     slow_query_ms: Annotated[
         int, Var("SLOW_QUERY_THRESHOLD_MS", Duration("ms"), "queries slower than this are logged")
