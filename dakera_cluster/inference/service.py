@@ -165,6 +165,10 @@ class Embedder:
         """The token id of a word piece, None when the vocabulary lacks it."""
         return self._encoder.piece_id(piece)
 
+    def count_tokens(self, texts: Sequence[str]) -> int:
+        """Word pieces the model reads of `texts` as passages, special tokens included. Not for the event loop."""
+        return sum(len(ids) for ids in self._encoder.tokenize(texts, TextKind.PASSAGE))
+
     def stats(self) -> EmbedderStats:
         return EmbedderStats(
             queries=self._asked[TextKind.QUERY],
@@ -322,6 +326,10 @@ class UnavailableEmbedder:
         self, texts: Sequence[str], kind: TextKind, tokens: bool = False, timeout_ms: float | None = None
     ) -> Encoded:
         """Raises ModelUnavailableError; its message is the command that installs the model."""
+        raise ModelUnavailableError(self.reason)
+
+    def count_tokens(self, texts: Sequence[str]) -> int:
+        """Raises ModelUnavailableError."""
         raise ModelUnavailableError(self.reason)
 
     def stats(self) -> None:

@@ -1,0 +1,1 @@
+"""What it means to remember: the services behind the API. They know rows and searches, not nodes."""

@@ -1,0 +1,206 @@
+"""Who holds a row, and how answers of several shards become one.
+
+Rows of a namespace live on one shard a partition; agents have one partition, so their reads touch one replica set whatever
+the cluster's size. A read of a partitioned namespace is scattered and merged here. ``Transport`` carries one request to
+one node: inside the process to the host, otherwise over a peer connection. Called by the memory services.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from dakera_cluster.cluster.catalog import Catalog
+from dakera_cluster.model.ids import NodeId, ShardId, partition_of, shard_of
+from dakera_cluster.model.rows import Kind, encode_value
+from dakera_cluster.shard import ops
+from dakera_cluster.shard.search import fold
+
+A = TypeVar("A")
+
+
+class Placement(Protocol):
+    """Where shards are."""
+
+    @property
+    def shards(self) -> int:
+        """How many shards the cluster has, fixed when it was born."""
+        ...
+
+    @property
+    def version(self) -> int:
+        """Version of the map the answers below are from."""
+        ...
+
+    def readers(self, shard: ShardId) -> Sequence[NodeId]:
+        """Nodes that may answer reads of the shard, best first."""
+        ...
+
+
+class Transport(Protocol):
+    """Carries one request to one node."""
+
+    async def call(self, node: NodeId, request: ops.Request) -> ops.Answer:
+        """The node's answer. Raises the errors of `model.errors`, ServiceUnavailableError when it cannot be reached."""
+        ...
+
+
+class Router:
+    """Reads, wherever the rows are."""
+
+    def __init__(self, placement: Placement, transport: Transport, catalog: Catalog) -> None:
+        self._placement = placement
+        self._transport = transport
+        self._catalog = catalog
+
+    @property
+    def version(self) -> int:
+        return self._placement.version
+
+    def shard_for(self, namespace: str, row_id: str) -> ShardId:
+        """The shard of a row."""
+        partitions = self._catalog.effective(namespace).partitions
+        return shard_of(namespace, partition_of(row_id, partitions), self._placement.shards)
+
+    def shards_of(self, namespace: str) -> list[ShardId]:
+        """Every shard that may hold rows of the namespace."""
+        partitions = self._catalog.effective(namespace).partitions
+        return sorted({shard_of(namespace, part, self._placement.shards) for part in range(partitions)})
+
+    def every_shard(self) -> list[ShardId]:
+        return [ShardId(number) for number in range(self._placement.shards)]
+
+    async def read(self, namespace: str, kind: Kind, ids: Sequence[str]) -> dict[str, bytes]:
+        """id -> encoded body of the rows that exist, tombstones included."""
+        by_shard: dict[ShardId, list[str]] = {}
+        for row_id in dict.fromkeys(ids):
+            by_shard.setdefault(self.shard_for(namespace, row_id), []).append(row_id)
+        found: dict[str, bytes] = {}
+
+        async def one(shard: ShardId, some: list[str]) -> None:
+            answer = await self._ask(shard, ops.Read(shard, self.version, namespace, kind, some), ops.Bodies)
+            found.update((i, body) for i, body in zip(some, answer.bodies, strict=True) if body is not None)
+
+        await _gather(one(shard, some) for shard, some in by_shard.items())
+        return found
+
+    async def search(self, namespace: str, request: Callable[[ShardId, int], ops.Request], k: int) -> ops.Hits:
+        """The best ``k`` hits over all parts, by score, ties by id."""
+        shards = self.shards_of(namespace)
+        parts = await _gather(self._ask(s, request(s, self.version), ops.Hits) for s in shards)
+        if len(parts) == 1:
+            return parts[0]
+        best = heapq.nsmallest(k, (hit for part in parts for hit in part.hits), key=lambda hit: (-hit.score, hit.id))
+        timings: dict[str, int] = {}
+        for part in parts:
+            for step, spent in part.timings_us.items():
+                timings[step] = max(timings.get(step, 0), spent)
+        extra = [hit for part in parts for hit in part.extra]
+        return ops.Hits(best, sum(p.searched for p in parts), sum(p.matched for p in parts), timings, extra)
+
+    async def select(self, request: ops.Select, *, namespace: str | None = None) -> ops.Selected:
+        """A page over all parts, in the request's order; ``shard`` and ``map_version`` of the request are filled in."""
+        shards = self.shards_of(namespace or request.namespace)
+        window = request.offset + request.limit
+        parts = await _gather(
+            self._ask(
+                shard,
+                msgspec.structs.replace(request, shard=shard, map_version=self.version)
+                if len(shards) == 1
+                else msgspec.structs.replace(request, shard=shard, map_version=self.version, offset=0, limit=window),
+                ops.Selected,
+            )
+            for shard in shards
+        )
+        if len(parts) == 1:
+            return parts[0]
+        total, matched = sum(p.total for p in parts), sum(p.matched for p in parts)
+        places = [(part, i) for part in parts for i in range(len(part.ids))]
+        places.sort(key=lambda place: (-place[0].sort_keys[place[1]], place[0].ids[place[1]]))
+        page = places[request.offset : window]
+        return ops.Selected(
+            [p.ids[i] for p, i in page],
+            [p.sort_keys[i] for p, i in page],
+            [p.bodies[i] for p, i in page] if request.bodies else [],
+            [p.usages[i] for p, i in page] if request.usage else [],
+            total,
+            matched,
+        )
+
+    async def aggregate(self, request: ops.Aggregate) -> list[ops.Group]:
+        """Groups over all parts, in order of their keys' encoding."""
+        parts = await _gather(
+            self._ask(s, msgspec.structs.replace(request, shard=s, map_version=self.version), ops.Groups)
+            for s in self.shards_of(request.namespace)
+        )
+        merged: dict[bytes, ops.Group] = {}
+        for part in parts:
+            for group in part.groups:
+                fold(merged, group.key, group.values, group.count)
+        return sorted(merged.values(), key=lambda group: encode_value(group.key))[: request.limit]
+
+    async def describe(self, namespace: str, *, compact: bool = False) -> list[ops.Description]:
+        """Sizes of each part."""
+        return await _gather(
+            self._ask(s, ops.Describe(s, self.version, namespace, compact), ops.Description)
+            for s in self.shards_of(namespace)
+        )
+
+    async def profile(self, namespace: str, now_ms: int) -> ops.Profiled:
+        """Counts over the live memories of a namespace."""
+        parts = await _gather(
+            self._ask(s, ops.Profile(s, self.version, namespace, now_ms), ops.Profiled)
+            for s in self.shards_of(namespace)
+        )
+        return parts[0] if len(parts) == 1 else _joined(parts)
+
+    async def inventory(self, prefix: str) -> dict[str, tuple[int, int]]:
+        """namespace -> (documents, bytes) of every namespace with documents whose name starts with ``prefix``."""
+        parts = await _gather(
+            self._ask(s, ops.Inventory(s, self.version, prefix), ops.Namespaces) for s in self.every_shard()
+        )
+        found: dict[str, tuple[int, int]] = {}
+        for part in parts:
+            for name, documents, size in zip(part.names, part.documents, part.bytes, strict=True):
+                before = found.get(name, (0, 0))
+                found[name] = (before[0] + documents, before[1] + size)
+        return dict(sorted(found.items()))
+
+    async def expired(self, now_ms: int, limit: int) -> dict[str, list[str]]:
+        """namespace -> ids of documents whose time is up, at most ``limit`` a shard."""
+        found: dict[str, list[str]] = {}
+        for shard in self.every_shard():
+            answer = await self._ask(shard, ops.Expired(shard, self.version, now_ms, limit), ops.Places)
+            for namespace, row_id in answer.places:
+                found.setdefault(namespace, []).append(row_id)
+        return found
+
+    async def _ask(self, shard: ShardId, request: ops.Request, kind: type[A]) -> A:
+        answer = await self._transport.call(self._placement.readers(shard)[0], request)
+        assert isinstance(answer, kind), f"{type(request).__name__} was answered with {type(answer).__name__}"
+        return answer
+
+
+def _joined(parts: Sequence[ops.Profiled]) -> ops.Profiled:
+    counts: tuple[Counter[str], Counter[str], Counter[str]] = (Counter(), Counter(), Counter())
+    for part in parts:
+        for total, some in zip(counts, (part.by_type, part.by_session, part.by_tag), strict=True):
+            total.update(some)
+    return ops.Profiled(
+        sum(p.count for p in parts),
+        sum(p.importance_sum for p in parts),
+        min((p.oldest for p in parts if p.count), default=0),
+        max(p.newest for p in parts),
+        *(dict(total) for total in counts),
+    )
+
+
+async def _gather(calls: Iterable[Coroutine[Any, Any, A]]) -> list[A]:
+    waiting = list(calls)
+    # Most reads touch one shard: no task is made for it.
+    return [await waiting[0]] if len(waiting) == 1 else await asyncio.gather(*waiting)

@@ -1,0 +1,51 @@
+"""What a node knows of itself: whether it may be given traffic, and how much it holds.
+
+Nothing here waits for the network: readiness is asked every few seconds by balancers and must answer at once, from what
+is known. Called by the health, readiness and status routes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from dakera_cluster.model.ids import SESSIONS_NAMESPACE
+from dakera_cluster.shard.host import Host
+
+Check = Callable[[], tuple[bool, str | None]]
+TOTALS_MAX_AGE_S = 2.0
+
+
+class NodeStatus:
+    """Readiness checks by name, and totals over this node's shards."""
+
+    def __init__(self, host: Host, shards: int) -> None:
+        self._host = host
+        self._shards = shards
+        self._started = time.monotonic()
+        self._checks: dict[str, Check] = {}
+        self._totals: tuple[int, int] = (0, 0)
+        self._totals_at = float("-inf")
+
+    def add_check(self, name: str, check: Check) -> None:
+        """Register a readiness check: (ok, reason when not)."""
+        self._checks[name] = check
+
+    def ready(self) -> dict[str, tuple[bool, str | None]]:
+        return {name: check() for name, check in self._checks.items()}
+
+    @property
+    def uptime_s(self) -> float:
+        return time.monotonic() - self._started
+
+    def totals(self) -> tuple[int, int]:
+        """(documents, namespaces) on this node, at most TOTALS_MAX_AGE_S old."""
+        now = time.monotonic()
+        if now - self._totals_at > TOTALS_MAX_AGE_S:
+            names: dict[str, int] = {}
+            for shard in range(self._shards):
+                for name, counts in self._host.replica(shard).inventory(""):
+                    if counts.documents and name != SESSIONS_NAMESPACE:
+                        names[name] = names.get(name, 0) + counts.documents
+            self._totals, self._totals_at = (sum(names.values()), len(names)), now
+        return self._totals

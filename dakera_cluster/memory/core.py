@@ -1,0 +1,271 @@
+"""What every memory service stands on: rows in, rows out, embedding once, and the common checks.
+
+A service turns a request into rows (resolved effects, never queries) and a write, or into a search and an answer. The
+helpers here are the only places where a row is made from, or read into, fields. Called by the services only.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import numpy as np
+import xxhash
+from dateutil import parser as dates
+
+from dakera_cluster.cluster.catalog import Catalog
+from dakera_cluster.cluster.replicator import Replicator
+from dakera_cluster.cluster.router import Router
+from dakera_cluster.inference.encoding import Encoded
+from dakera_cluster.inference.models import TextKind
+from dakera_cluster.inference.service import Embedder, UnavailableEmbedder
+from dakera_cluster.memory.requests import MAX_TOP_K
+from dakera_cluster.model.errors import EmptyVectorError, InvalidRequestError, NamespaceNotFoundError
+from dakera_cluster.model.ids import SESSIONS_NAMESPACE, agent_namespace, agent_of, check_id, check_namespace
+from dakera_cluster.model.memories import Memory, MemoryType, memory_of
+from dakera_cluster.model.rows import (
+    Document,
+    Kind,
+    Row,
+    Usage,
+    decode_document,
+    decode_usage,
+    delete_document,
+    delete_usage,
+    patch_document,
+    put_document,
+)
+from dakera_cluster.shard.ops import Hit, Order, Select, Selected, Where
+
+ROWS_PER_WRITE = 512
+PAGE = 1_000
+MAX_METADATA_BYTES = 256 * 1024
+_METADATA = msgspec.msgpack.Encoder()
+
+
+class MemorySettings(msgspec.Struct, frozen=True):
+    """Defaults of the memory services; times in seconds."""
+
+    decay_enabled: bool = True
+    decay_half_life_s: float = 604_800.0
+    rrf_k: int = 60
+    bm25_enabled: bool = True
+
+
+class Core:
+    """The services' shared dependencies and helpers."""
+
+    def __init__(
+        self,
+        router: Router,
+        replicator: Replicator,
+        catalog: Catalog,
+        embedder: Embedder | UnavailableEmbedder,
+        now_ms: Callable[[], int],
+        settings: MemorySettings,
+    ) -> None:
+        self.router = router
+        self.replicator = replicator
+        self.catalog = catalog
+        self.embedder = embedder
+        self.now_ms = now_ms
+        self.settings = settings
+
+    @property
+    def now_s(self) -> int:
+        return self.now_ms() // 1000
+
+    async def put(self, namespace: str, documents: Sequence[tuple[str, dict[str, Any]]]) -> None:
+        """Write whole documents, replacing what has their ids."""
+        stamp = self.replicator.stamp()
+        await self._write([Row(namespace, Kind.DOCUMENT, i, put_document(stamp, f)) for i, f in documents])
+
+    async def patch(self, namespace: str, changes: Sequence[tuple[str, dict[str, Any]]]) -> None:
+        """Write fields of documents; None clears a field."""
+        stamp = self.replicator.stamp()
+        await self._write([Row(namespace, Kind.DOCUMENT, i, patch_document(stamp, f)) for i, f in changes])
+
+    async def delete(self, namespace: str, ids: Sequence[str]) -> None:
+        """Write tombstones for documents and what is known of their use."""
+        stamp = self.replicator.stamp()
+        body, usage = delete_document(stamp), delete_usage(stamp)
+        rows = [
+            row for i in ids for row in (Row(namespace, Kind.DOCUMENT, i, body), Row(namespace, Kind.USAGE, i, usage))
+        ]
+        await self._write(rows)
+
+    async def _write(self, rows: list[Row]) -> None:
+        for start in range(0, len(rows), ROWS_PER_WRITE):
+            await self.replicator.write(rows[start : start + ROWS_PER_WRITE])
+
+    async def documents(self, namespace: str, ids: Sequence[str]) -> dict[str, Document]:
+        """id -> document, of those that live and have not expired."""
+        found = await self.router.read(namespace, Kind.DOCUMENT, ids)
+        decoded = {row_id: decode_document(body) for row_id, body in found.items()}
+        now_s = self.now_s
+        return {i: d for i, d in decoded.items() if d.alive and not 0 < (d.fields.get("expires") or 0) <= now_s}
+
+    async def usages(self, namespace: str, ids: Sequence[str]) -> dict[str, Usage]:
+        found = await self.router.read(namespace, Kind.USAGE, ids)
+        return {row_id: decode_usage(body) for row_id, body in found.items()}
+
+    async def select(
+        self,
+        namespace: str,
+        where: Where | None,
+        *,
+        order: Order = Order.ID,
+        limit: int,
+        offset: int = 0,
+        after: str | None = None,
+        bodies: bool = True,
+        usage: bool = False,
+    ) -> Selected:
+        request = Select(0, 0, namespace, self.now_ms(), where, order, limit, offset, after, bodies, usage)
+        return await self.router.select(request)
+
+    async def every_id(self, namespace: str, where: Where | None) -> list[str]:
+        """Ids of all documents that match, by pages."""
+        ids: list[str] = []
+        after: str | None = None
+        while True:
+            page = await self.select(namespace, where, limit=PAGE, after=after, bodies=False)
+            ids.extend(page.ids)
+            if len(page.ids) < PAGE:
+                return ids
+            after = page.ids[-1]
+
+    async def known(self, namespace: str) -> bool:
+        """Whether anything was ever stored in, or configured for, the namespace."""
+        if await self.catalog.lookup(namespace) is not None:
+            return True
+        if any(part.known for part in await self.router.describe(namespace)):
+            return True
+        agent = agent_of(namespace)
+        if agent is None:
+            return False
+        page = await self.select(SESSIONS_NAMESPACE, Where(filter={"agent": agent}), limit=0)
+        return page.matched > 0
+
+    async def require(self, namespace: str) -> None:
+        """Raise NamespaceNotFoundError unless the namespace is known."""
+        if not await self.known(namespace):
+            agent = agent_of(namespace)
+            what = f"agent_id: agent {agent!r}" if agent is not None else f"namespace: namespace {namespace!r}"
+            raise NamespaceNotFoundError(f"{what} does not exist", details={"namespace": namespace})
+
+    async def embed(self, texts: Sequence[str], kind: TextKind) -> Encoded:
+        return await self.embedder.embed(texts, kind)
+
+    def memory(self, agent_id: str, row_id: str, document: Document, usage: Usage | None) -> Memory:
+        return memory_of(
+            row_id,
+            agent_id,
+            agent_namespace(agent_id),
+            document.fields,
+            access_count=usage.count if usage is not None else 0,
+            last_access_ms=usage.last_access_ms if usage is not None else 0,
+        )
+
+    def memory_of_hit(self, agent_id: str, hit: Hit) -> Memory:
+        usage = decode_usage(hit.usage) if hit.usage is not None else None
+        return self.memory(agent_id, hit.id, decode_document(hit.body), usage)
+
+    def memories_of(self, agent_id: str, page: Selected) -> list[Memory]:
+        usages = page.usages or [None] * len(page.ids)
+        return [
+            self.memory(agent_id, i, decode_document(body), decode_usage(usage) if usage is not None else None)
+            for i, body, usage in zip(page.ids, page.bodies, usages, strict=True)
+        ]
+
+
+def agent_tag(agent_id: str) -> str:
+    """Eight hex digits that ids of an agent's memories and sessions carry, so that an id alone leads to the agent."""
+    return f"{xxhash.xxh32_intdigest(agent_id.encode()):08x}"
+
+
+def new_id(prefix: str, agent_id: str, now_ms: int, separator: str = "_") -> str:
+    """A fresh id: prefix, agent tag, time in milliseconds (ids of an agent sort by creation) and 40 random bits."""
+    return f"{prefix}_{agent_tag(agent_id)}{separator}{now_ms:011x}{secrets.token_hex(5)}"
+
+
+def agent_space(agent_id: str) -> str:
+    """The checked namespace of an agent. Raises InvalidRequestError naming ``agent_id``."""
+    check_id(agent_id, "agent_id", limit=200)
+    return agent_namespace(agent_id)
+
+
+def vector_space(namespace: str) -> str:
+    return check_namespace(namespace)
+
+
+def check_range(value: float | None, field: str, low: float, high: float) -> None:
+    """Raise InvalidRequestError unless ``value`` is None or lies in [low, high]."""
+    if value is not None and not (math.isfinite(value) and low <= value <= high):
+        raise InvalidRequestError(f"expected a number from {low:g} to {high:g}, got {value}", field=field)
+
+
+def check_top_k(value: int | None, default: int, field: str = "top_k") -> int:
+    if value is None:
+        return default
+    if not 1 <= value <= MAX_TOP_K:
+        raise InvalidRequestError(f"expected an integer from 1 to {MAX_TOP_K}, got {value}", field=field)
+    return value
+
+
+def check_type(value: str | None, field: str = "memory_type") -> str | None:
+    if value is not None and value not in tuple(MemoryType):
+        raise InvalidRequestError(f"expected one of {', '.join(MemoryType)}, got {value!r}", field=field)
+    return value
+
+
+def check_choice(value: str | None, choices: Sequence[str], field: str) -> str | None:
+    if value is not None and value not in choices:
+        raise InvalidRequestError(f"expected one of {', '.join(choices)}, got {value!r}", field=field)
+    return value
+
+
+def check_metadata(value: dict[str, Any] | None, field: str = "metadata") -> dict[str, Any] | None:
+    if value:
+        try:
+            size = len(_METADATA.encode(value))
+        except (OverflowError, UnicodeEncodeError):
+            raise InvalidRequestError("holds a number or text that cannot be stored", field=field) from None
+        if size > MAX_METADATA_BYTES:
+            raise InvalidRequestError(f"must be at most {MAX_METADATA_BYTES} bytes, got {size}", field=field)
+    return value
+
+
+def check_vector(values: Sequence[float], field: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """float32[d] of finite numbers. Raises EmptyVectorError or InvalidRequestError."""
+    if not len(values):
+        raise EmptyVectorError("must have at least one number", field=field)
+    with np.errstate(over="ignore"):
+        vector = np.asarray(values, dtype=np.float32)
+    if not np.isfinite(vector).all():
+        raise InvalidRequestError("every number must be finite", field=field)
+    return vector
+
+
+def parse_time(value: float | str | None, field: str) -> float | None:
+    """Unix seconds of a number or an ISO-8601 text. Raises InvalidRequestError."""
+    if value is None:
+        return None
+    if isinstance(value, int | float):
+        check_range(value, field, -62_135_596_800, 253_402_300_799)
+        return float(value)
+    try:
+        moment = dates.isoparse(value)
+    except (ValueError, OverflowError):
+        raise InvalidRequestError(
+            f"expected Unix seconds or an ISO-8601 time, got {value[:64]!r}", field=field
+        ) from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")

@@ -1,0 +1,168 @@
+"""All replicas of a node: the one door the cluster layer knocks at.
+
+``handle`` takes a request of `shard.ops` and answers it, whether it came from this process or over a peer connection.
+An apply is answered when its rows are durable and its views, where loaded, show them: read-your-writes. Reads of rows run
+on a reader thread, everything with views in the namespace's lane; the event loop only hands over. Called by
+`cluster.router`, `cluster.replicator` and the peer server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from dakera_cluster.model.errors import InternalError
+from dakera_cluster.shard import ops, search
+from dakera_cluster.shard.lanes import DEFAULT_LANES, DEFAULT_QUEUED_CALLS, Lanes
+from dakera_cluster.shard.replica import Replica
+from dakera_cluster.shard.view import NamespaceView
+from dakera_cluster.shard.views import DEFAULT_VIEW_BYTES, SettingsOf, Views
+from dakera_cluster.storage.rows import RowStore
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+HOUSEKEEPING_INTERVAL_S = 0.5
+MAINTENANCE_STEPS_PER_ROUND = 64
+
+
+class HostSettings(msgspec.Struct, frozen=True):
+    """Bounds of a host. ``views_directory`` None keeps no snapshots (storage in memory)."""
+
+    views_directory: Path | None = None
+    view_bytes: int = DEFAULT_VIEW_BYTES
+    lanes: int = DEFAULT_LANES
+    queued_calls: int = DEFAULT_QUEUED_CALLS
+
+
+class Host:
+    """Replicas, views and lanes of one node. ``now_ms`` is the wall clock."""
+
+    def __init__(
+        self, store: RowStore, settings_of: SettingsOf, settings: HostSettings, now_ms: Callable[[], int]
+    ) -> None:
+        self._store = store
+        self._now_ms = now_ms
+        self._replicas: dict[int, Replica] = {}
+        self._lanes = Lanes(settings.lanes, queued_calls=settings.queued_calls)
+        self.views = Views(settings.views_directory, settings_of, limit_bytes=settings.view_bytes)
+        self._housekeeper: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin housekeeping: index maintenance, snapshots, eviction."""
+        self._housekeeper = asyncio.create_task(self._housekeep(), name="shard-housekeeping")
+
+    async def close(self) -> None:
+        """Snapshot what changed and stop the lanes. The store stays open: it is the caller's."""
+        if self._housekeeper is not None:
+            self._housekeeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._housekeeper
+        for shard, namespace in self.views.changed():
+            await self._lanes.run(namespace, partial(self.views.snapshot, shard, namespace), must=True)
+        self._lanes.close()
+
+    def replica(self, shard: int) -> Replica:
+        """The replica of ``shard``, opened on first use."""
+        replica = self._replicas.get(shard)
+        if replica is None:
+            replica = self._replicas[shard] = Replica(shard, self._store)
+        return replica
+
+    @property
+    def queued(self) -> int:
+        """Calls that wait for a lane or run in one."""
+        return self._lanes.waiting
+
+    async def handle(self, request: ops.Request) -> ops.Answer:
+        """Answer one request. Raises the errors of `model.errors`."""
+        replica = self.replica(request.shard)
+        match request:
+            case ops.Apply():
+                return await self._apply(replica, request)
+            case ops.Read():
+                read = replica.read
+                bodies = await asyncio.to_thread(read, request.namespace, request.kind, request.ids)
+                return ops.Bodies(bodies)
+            case ops.Search():
+                return await self._in_view(replica, request.namespace, lambda v: search.search(v, replica, request))
+            case ops.Select():
+                return await self._in_view(replica, request.namespace, lambda v: search.select(v, replica, request))
+            case ops.Aggregate():
+                return await self._in_view(replica, request.namespace, lambda v: search.aggregate(v, replica, request))
+            case ops.Profile():
+                return await self._in_view(replica, request.namespace, lambda v: search.profile(v, request.now_ms))
+            case ops.Describe():
+                return await self._describe(replica, request)
+            case ops.Expired():
+                return ops.Places(await asyncio.to_thread(replica.expired, request.now_ms // 1000, request.limit))
+            case ops.Inventory():
+                found = await asyncio.to_thread(replica.inventory, request.prefix)
+                live = [(name, counts) for name, counts in found if counts.documents]
+                return ops.Namespaces(
+                    [name for name, _ in live], [c.documents for _, c in live], [c.bytes for _, c in live]
+                )
+        raise InternalError(f"a replica cannot answer {type(request).__name__}")
+
+    async def _in_view(self, replica: Replica, namespace: str, call: Callable[[NamespaceView], T]) -> T:
+        return await self._lanes.run(namespace, lambda: call(self.views.get(replica, namespace)))
+
+    async def _apply(self, replica: Replica, request: ops.Apply) -> ops.Applied:
+        changes = await replica.apply(request.rows, self._now_ms())
+        for namespace, group in groupby(sorted(changes, key=lambda c: c.namespace), key=lambda c: c.namespace):
+            if self.views.loaded(replica.shard, namespace) is None and not self._lanes.waiting:
+                continue
+            some = list(group)
+            await self._lanes.run(namespace, partial(self.views.apply, replica, namespace, some), must=True)
+        return ops.Applied(len(changes))
+
+    async def _describe(self, replica: Replica, request: ops.Describe) -> ops.Description:
+        counts = await asyncio.to_thread(replica.counts, request.namespace)
+        if request.compact:
+            await self._lanes.run(request.namespace, lambda: self.views.drop(replica.shard, request.namespace))
+        view = await self._in_view(replica, request.namespace, lambda v: v)
+        text = view.text.stats()
+        index = view.vectors.stats() if view.vectors is not None else None
+        return ops.Description(
+            documents=counts.documents,
+            vectors=len(view.vectors) if view.vectors is not None else 0,
+            texts=len(view.text),
+            unique_terms=text.unique_terms,
+            text_tokens=round(text.average_length * text.documents),
+            dimension=index.dimension if index is not None else None,
+            index_type=index.serving if index is not None else "flat",
+            built=index.is_built if index is not None else True,
+            memory_bytes=view.memory_bytes,
+            disk_bytes=counts.bytes,
+            created_ms=counts.created_ms or None,
+            updated_ms=counts.updated_ms or None,
+            known=counts.created_ms > 0,
+        )
+
+    async def _housekeep(self) -> None:
+        while True:
+            await asyncio.sleep(HOUSEKEEPING_INTERVAL_S)
+            try:
+                await self._housekeep_once()
+            except Exception:
+                # Housekeeping is optional work: a failure is logged and must not end the rounds that follow.
+                log.exception("housekeeping round failed")
+
+    async def _housekeep_once(self) -> None:
+        for shard, namespace in self.views.over_limit():
+            await self._lanes.run(namespace, partial(self.views.evict, shard, namespace))
+        for shard, namespace in self.views.due_for_snapshot():
+            await self._lanes.run(namespace, partial(self.views.snapshot, shard, namespace))
+        for shard, namespace in self.views.unsettled():
+            for _ in range(MAINTENANCE_STEPS_PER_ROUND):
+                if not await self._lanes.run(namespace, partial(self.views.maintain, shard, namespace)):
+                    break

@@ -1,0 +1,260 @@
+"""The views of one namespace on one shard: ids, attributes, vectors and full text, all derived from rows.
+
+A view is brought up to date by the changes an apply returned, in any order and any number of times (each slot remembers
+the sequence it reflects), so replaying a stretch of the change log is harmless; that is how a snapshot catches up. It may
+be dropped and rebuilt from rows whenever it pays. Everything runs in the namespace's lane. Called by `shard.views`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+
+from dakera_cluster.index.columns import Columns
+from dakera_cluster.index.flat import Metric
+from dakera_cluster.index.fulltext import FullTextIndex
+from dakera_cluster.index.vectors import FLAT_THRESHOLD_ROWS, IndexType, VectorIndex
+from dakera_cluster.model import filters
+from dakera_cluster.model.memories import Field
+from dakera_cluster.model.rows import Kind, decode_document, decode_usage
+from dakera_cluster.shard.attributes import Attributes
+from dakera_cluster.shard.ops import Where
+from dakera_cluster.shard.records import record_of, vector_of
+from dakera_cluster.shard.replica import Change
+
+DEAD_BEFORE_REBUILD = 1_000
+DEAD_SHARE_BEFORE_REBUILD = 0.5
+BULK_DOCUMENTS = 512
+"""Documents handed to the indexes at once: bounds the memory of a rebuild."""
+BYTES_PER_ID = 180
+
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+class RowReader(Protocol):
+    """The rows a view is derived from."""
+
+    def scan(self, kind: int) -> Iterator[tuple[str, bytes]]:
+        """(id, body) of every row of a kind, in id order."""
+        ...
+
+    def body(self, row_id: str) -> bytes | None:
+        """Body of one document."""
+        ...
+
+
+class ViewSettings(msgspec.Struct, frozen=True):
+    """How a namespace is indexed. AUTO switches from flat to HNSW at ``flat_threshold`` vectors."""
+
+    metric: Metric = Metric.COSINE
+    index_type: IndexType = IndexType.AUTO
+    flat_threshold: int = FLAT_THRESHOLD_ROWS
+    bm25_k1: float = 1.2
+    bm25_b: float = 0.75
+
+
+class NamespaceView:
+    """Slots are given in order of arrival; a document that comes back after a delete gets a new one."""
+
+    def __init__(self, namespace: str, settings: ViewSettings, rows: RowReader) -> None:
+        self.namespace = namespace
+        self.settings = settings
+        self.sequence = 0
+        self.slots: dict[str, int] = {}
+        self.ids: list[str] = []
+        self.attributes = Attributes()
+        self.text = FullTextIndex(settings.bm25_k1, settings.bm25_b, self._text_of)
+        self.vectors: VectorIndex | None = None
+        self.foreign_vectors = 0
+        self.changes_since_snapshot = 0
+        self.changes_since_weighed = 0
+        self._rows = rows
+        self._columns = Columns(self._column_values)
+
+    def __len__(self) -> int:
+        return self.attributes.live
+
+    def rebuild(self, sequence: int) -> None:
+        """Fill an empty view from the rows; ``sequence`` is the log position the scan began at."""
+        pending: list[tuple[str, bytes]] = []
+        for item in self._rows.scan(Kind.DOCUMENT):
+            pending.append(item)
+            if len(pending) == BULK_DOCUMENTS:
+                self._put_documents(((row_id, body, sequence) for row_id, body in pending))
+                pending.clear()
+        self._put_documents(((row_id, body, sequence) for row_id, body in pending))
+        for row_id, body in self._rows.scan(Kind.USAGE):
+            self._put_usage(row_id, body)
+        self.sequence = sequence
+
+    def apply(self, changes: Iterable[Change]) -> None:
+        """Reflect changed rows; a change older than what a slot already reflects is passed over."""
+        documents: dict[str, tuple[str, bytes, int]] = {}
+        for change in changes:
+            self.sequence = max(self.sequence, change.sequence)
+            self.changes_since_snapshot += 1
+            self.changes_since_weighed += 1
+            if change.kind == Kind.DOCUMENT:
+                documents[change.id] = (change.id, change.body, change.sequence)
+            elif change.kind == Kind.USAGE:
+                self._put_usage(change.id, change.body)
+        self._put_documents(documents.values())
+
+    def _put_documents(self, documents: Iterable[tuple[str, bytes, int]]) -> None:
+        texts: list[tuple[int, str]] = []
+        embedded: list[tuple[int, np.ndarray[Any, Any]]] = []
+        for row_id, body, sequence in documents:
+            slot = self.slots.get(row_id)
+            if slot is not None and self.attributes.sequence[slot] > sequence:
+                continue
+            document = decode_document(body)
+            if not document.alive:
+                self._remove(row_id, slot)
+                continue
+            slot = self._slot_of(row_id)
+            fields = document.fields
+            self.attributes.set(slot, fields)
+            self.attributes.sequence[slot] = sequence
+            self._columns.set(slot, record_of(self.namespace, row_id, fields))
+            text = fields.get(Field.TEXT)
+            if text:
+                texts.append((slot, text))
+            else:
+                self.text.remove(slot)
+            vector = vector_of(fields)
+            if vector is not None:
+                embedded.append((slot, vector))
+            elif self.vectors is not None:
+                self.vectors.remove(np.array([slot]))
+        if texts:
+            self.text.add_many([slot for slot, _ in texts], [text for _, text in texts])
+        self._add_vectors(embedded)
+
+    def _add_vectors(self, embedded: list[tuple[int, np.ndarray[Any, Any]]]) -> None:
+        if not embedded:
+            return
+        if self.vectors is None:
+            self.vectors = self._new_vectors(len(embedded[0][1]))
+        # A namespace has one dimension; vectors of another come from a model that was replaced and cannot be compared.
+        fitting = [(slot, vector) for slot, vector in embedded if len(vector) == self.vectors.dimension]
+        self.foreign_vectors += len(embedded) - len(fitting)
+        if fitting:
+            self.vectors.add(np.array([slot for slot, _ in fitting]), np.stack([vector for _, vector in fitting]))
+
+    def _new_vectors(self, dimension: int) -> VectorIndex:
+        s = self.settings
+        return VectorIndex(dimension, s.metric, s.index_type, s.flat_threshold)
+
+    def _put_usage(self, row_id: str, body: bytes) -> None:
+        slot = self.slots.get(row_id)
+        if slot is None:
+            return
+        usage = decode_usage(body)
+        self.attributes.accesses[slot] = usage.count
+        self.attributes.accessed_ms[slot] = usage.last_access_ms
+
+    def _slot_of(self, row_id: str) -> int:
+        slot = self.slots.get(row_id)
+        if slot is None:
+            slot = self.slots[row_id] = len(self.ids)
+            self.ids.append(row_id)
+            self.attributes.grow(len(self.ids))
+        return slot
+
+    def _remove(self, row_id: str, slot: int | None) -> None:
+        if slot is None:
+            return
+        del self.slots[row_id]
+        self.attributes.kill(slot)
+        self.text.remove(slot)
+        self._columns.remove(slot)
+        if self.vectors is not None:
+            self.vectors.remove(np.array([slot]))
+
+    def _column_values(self, field: str) -> Iterator[tuple[int, Any]]:
+        for row_id, body in self._rows.scan(Kind.DOCUMENT):
+            slot = self.slots.get(row_id)
+            if slot is not None:
+                value = filters.resolve(record_of(self.namespace, row_id, decode_document(body).fields), field)
+                if value is not filters.MISSING:
+                    yield slot, value
+
+    def _text_of(self, slot: int) -> str | None:
+        body = self._rows.body(self.ids[slot])
+        text: str | None = decode_document(body).fields.get(Field.TEXT) if body is not None else None
+        return text
+
+    @property
+    def worn(self) -> bool:
+        """True when so many slots are dead that a rebuild pays."""
+        dead = len(self.ids) - len(self)
+        return dead > DEAD_BEFORE_REBUILD and dead > DEAD_SHARE_BEFORE_REBUILD * len(self.ids)
+
+    def mask(self, where: Where | None, now_ms: int) -> Mask:
+        """Mask over slots of the visible documents that match."""
+        mask: Mask = self.attributes.visible(now_ms)
+        if where is None:
+            return mask
+        if where.conditions is not None:
+            mask = mask & self.attributes.matching(where.conditions, self.slots)
+        if where.filter:
+            mask = mask & self._columns.mask(filters.parse(where.filter), self.attributes.size)
+        return mask
+
+    @property
+    def memory_bytes(self) -> int:
+        """Estimate of the resident memory of the view."""
+        vectors = self.vectors.memory_bytes if self.vectors is not None else 0
+        ids = len(self.ids) * BYTES_PER_ID
+        return int(vectors + self.text.memory_bytes + self.attributes.memory_bytes + self._columns.memory_bytes + ids)
+
+    def dump(self) -> tuple[dict[str, Any], dict[str, bytes]]:
+        """(meta, sections) of a snapshot; `load` turns them back into a view."""
+        numbers, strings = self.attributes.dump()
+        dead = [slot for slot, row_id in enumerate(self.ids) if self.slots.get(row_id) != slot]
+        sections = {
+            "ids": msgspec.msgpack.encode(self.ids),
+            "dead": msgspec.msgpack.encode(dead),
+            "strings": strings,
+            "text": self.text.dump(),
+            **{f"column.{name}": values.tobytes() for name, values in numbers.items()},
+        }
+        if self.vectors is not None:
+            sections["vectors"] = self.vectors.dump()
+        dtypes = {name: values.dtype.str for name, values in numbers.items()}
+        meta = {
+            "namespace": self.namespace,
+            "sequence": self.sequence,
+            "settings": msgspec.to_builtins(self.settings),
+            "dtypes": dtypes,
+            "foreign": self.foreign_vectors,
+        }
+        return meta, sections
+
+    @classmethod
+    def load(
+        cls,
+        namespace: str,
+        settings: ViewSettings,
+        rows: RowReader,
+        meta: dict[str, Any],
+        sections: dict[str, Any],
+    ) -> NamespaceView:
+        """The view a snapshot holds. Raises CorruptionError, KeyError or msgspec.ValidationError when it is not whole."""
+        self = cls(namespace, settings, rows)
+        self.ids = msgspec.msgpack.decode(sections["ids"], type=list[str])
+        dead = set(msgspec.msgpack.decode(sections["dead"], type=list[int]))
+        self.slots = {row_id: slot for slot, row_id in enumerate(self.ids) if slot not in dead}
+        numbers = {
+            name: np.frombuffer(sections[f"column.{name}"], dtype=dtype) for name, dtype in meta["dtypes"].items()
+        }
+        self.attributes = Attributes.load(numbers, sections["strings"])
+        self.text = FullTextIndex.load(sections["text"], settings.bm25_k1, settings.bm25_b, self._text_of)
+        if "vectors" in sections:
+            self.vectors = VectorIndex.load(sections["vectors"], settings.flat_threshold)
+        self.foreign_vectors = meta["foreign"]
+        self.sequence = meta["sequence"]
+        return self

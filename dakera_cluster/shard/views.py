@@ -1,0 +1,246 @@
+"""The views a node holds: loaded on first use, kept within a memory bound, snapshotted so that a restart is quick.
+
+A view comes from its snapshot when that is whole, of the same settings and within the change log, and from the rows
+otherwise; nothing is lost with a snapshot but time. Large views are snapshotted after enough changes and at shutdown;
+small ones are cheaper to rebuild. The least recently used are dropped when the bound is passed (cold agents cost disk, not
+memory). Everything but the registry itself runs in the namespace's lane. Called by `shard.host`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from dakera_cluster.index.vectors import MIN_APPROXIMATE_ROWS
+from dakera_cluster.model.errors import CorruptionError, StorageError
+from dakera_cluster.model.rows import Kind
+from dakera_cluster.shard.replica import Change, Replica
+from dakera_cluster.shard.view import NamespaceView, ViewSettings
+from dakera_cluster.storage import snapshots
+
+log = logging.getLogger(__name__)
+
+DEFAULT_VIEW_BYTES = 512 << 20
+SNAPSHOT_MIN_DOCUMENTS = 2_000
+SNAPSHOT_CHANGES = 10_000
+SNAPSHOT_FORMAT = 1
+CATCH_UP_BATCH = 512
+CHANGES_PER_WEIGHING = 64
+
+SettingsOf = Callable[[str], ViewSettings]
+
+
+class ViewStats(msgspec.Struct):
+    """Counters of the registry since the start."""
+
+    loaded: int = 0
+    rebuilt: int = 0
+    dropped: int = 0
+    snapshots: int = 0
+
+
+class NamespaceRows:
+    """The rows of one namespace on one replica, as its view reads them."""
+
+    def __init__(self, replica: Replica, namespace: str) -> None:
+        self._replica = replica
+        self._namespace = namespace
+
+    def scan(self, kind: int) -> Iterator[tuple[str, bytes]]:
+        return self._replica.rows(self._namespace, kind)
+
+    def body(self, row_id: str) -> bytes | None:
+        return self._replica.read(self._namespace, Kind.DOCUMENT, [row_id])[0]
+
+
+class Views:
+    """Registry of loaded views, keyed by (shard, namespace)."""
+
+    def __init__(
+        self, directory: Path | None, settings_of: SettingsOf, *, limit_bytes: int = DEFAULT_VIEW_BYTES
+    ) -> None:
+        self._directory = directory
+        self._settings_of = settings_of
+        self._limit_bytes = limit_bytes
+        self._views: OrderedDict[tuple[int, str], NamespaceView] = OrderedDict()
+        self._weights: dict[tuple[int, str], int] = {}
+        self._due: set[tuple[int, str]] = set()
+        self._unsettled: set[tuple[int, str]] = set()
+        self.memory_bytes = 0
+        self.stats = ViewStats()
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+    def unsettled(self) -> list[tuple[int, str]]:
+        """Views whose vector index may have background work. Any thread."""
+        return list(self._unsettled)
+
+    def loaded(self, shard: int, namespace: str) -> NamespaceView | None:
+        """The view when it is in memory. Any thread."""
+        return self._views.get((shard, namespace))
+
+    def get(self, replica: Replica, namespace: str) -> NamespaceView:
+        """The view, loaded when it is not in memory. In the lane."""
+        key = (replica.shard, namespace)
+        view = self._views.get(key)
+        if view is not None and view.settings == self._settings_of(namespace) and not view.worn:
+            self._views.move_to_end(key)
+            return view
+        if view is not None:
+            self._forget_snapshot(*key)
+        view = self._load(replica, namespace)
+        self._views[key] = view
+        self._views.move_to_end(key)
+        self._weigh(key, view)
+        return view
+
+    def apply(self, replica: Replica, namespace: str, changes: list[Change]) -> None:
+        """Bring a loaded view up to date; one that is not loaded reads the rows when it is. In the lane."""
+        key = (replica.shard, namespace)
+        view = self._views.get(key)
+        if view is None:
+            return
+        view.apply(changes)
+        if view.changes_since_weighed >= CHANGES_PER_WEIGHING:
+            self._weigh(key, view)
+
+    def drop(self, shard: int, namespace: str) -> None:
+        """Forget a view and its snapshot. In the lane."""
+        self._remove((shard, namespace))
+        self._forget_snapshot(shard, namespace)
+
+    def _weigh(self, key: tuple[int, str], view: NamespaceView) -> None:
+        """Account for a view's size: sums over all views are too slow to make for each decision."""
+        weight = view.memory_bytes
+        self.memory_bytes += weight - self._weights.get(key, 0)
+        self._weights[key] = weight
+        view.changes_since_weighed = 0
+        if view.changes_since_snapshot >= SNAPSHOT_CHANGES:
+            self._due.add(key)
+        if view.vectors is not None and len(view.vectors) >= MIN_APPROXIMATE_ROWS:
+            self._unsettled.add(key)
+
+    def _remove(self, key: tuple[int, str]) -> bool:
+        self.memory_bytes -= self._weights.pop(key, 0)
+        self._due.discard(key)
+        self._unsettled.discard(key)
+        return self._views.pop(key, None) is not None
+
+    def due_for_snapshot(self) -> list[tuple[int, str]]:
+        """Views that changed enough since their last snapshot. Any thread."""
+        return list(self._due)
+
+    def changed(self) -> list[tuple[int, str]]:
+        """Views with any change since their last snapshot. Any thread."""
+        return [key for key, view in list(self._views.items()) if view.changes_since_snapshot]
+
+    def over_limit(self) -> list[tuple[int, str]]:
+        """The least recently used views that must go for the rest to fit. Any thread."""
+        total, dropped = self.memory_bytes, []
+        if total <= self._limit_bytes:
+            return dropped
+        for key in list(self._views)[:-1]:
+            if total <= self._limit_bytes:
+                break
+            total -= self._weights.get(key, 0)
+            dropped.append(key)
+        return dropped
+
+    def evict(self, shard: int, namespace: str) -> None:
+        """Drop a view from memory, snapshotted first when it is large. In the lane."""
+        self.snapshot(shard, namespace)
+        if self._remove((shard, namespace)):
+            self.stats.dropped += 1
+
+    def snapshot(self, shard: int, namespace: str) -> None:
+        """Write a view's snapshot when it is large enough to be worth one. In the lane."""
+        view = self._views.get((shard, namespace))
+        if view is None or self._directory is None or not view.changes_since_snapshot:
+            return
+        view.changes_since_snapshot = 0
+        self._due.discard((shard, namespace))
+        if len(view) < SNAPSHOT_MIN_DOCUMENTS:
+            return
+        meta, sections = view.dump()
+        try:
+            snapshots.write(self._path(shard, namespace), sections, {"format": SNAPSHOT_FORMAT, **meta})
+            self.stats.snapshots += 1
+        except StorageError as error:
+            # The view is derived: without its snapshot the next start is slower, and nothing else.
+            log.warning("view snapshot of %s on shard %d was not written: %s", namespace, shard, error)
+
+    def maintain(self, shard: int, namespace: str) -> bool:
+        """One bounded step of index maintenance; True when more remains. In the lane."""
+        view = self._views.get((shard, namespace))
+        more = view is not None and view.vectors is not None and view.vectors.maintenance()
+        if not more:
+            self._unsettled.discard((shard, namespace))
+        return more
+
+    def _load(self, replica: Replica, namespace: str) -> NamespaceView:
+        view = self._from_snapshot(replica, namespace)
+        if view is not None:
+            self.stats.loaded += 1
+            return view
+        view = NamespaceView(namespace, self._settings_of(namespace), NamespaceRows(replica, namespace))
+        view.rebuild(replica.sequence)
+        view.changes_since_snapshot = len(view)
+        self.stats.rebuilt += 1
+        return view
+
+    def _from_snapshot(self, replica: Replica, namespace: str) -> NamespaceView | None:
+        if self._directory is None:
+            return None
+        path = self._path(replica.shard, namespace)
+        settings = self._settings_of(namespace)
+        try:
+            meta, sections = snapshots.read(path)
+            if meta["format"] != SNAPSHOT_FORMAT or meta["settings"] != msgspec.to_builtins(settings):
+                return None
+            view = NamespaceView.load(namespace, settings, NamespaceRows(replica, namespace), meta, sections)
+        except FileNotFoundError:
+            return None
+        except (CorruptionError, KeyError, ValueError) as error:
+            log.warning("view snapshot of %s is not usable, rebuilding from rows: %s", namespace, error)
+            return None
+        return view if self._catch_up(view, replica) else None
+
+    def _catch_up(self, view: NamespaceView, replica: Replica) -> bool:
+        """Apply what changed since the snapshot; False when the change log no longer reaches back that far."""
+        until = replica.sequence
+        changes = replica.changes_since(view.sequence)
+        if changes is None:
+            return False
+        pending: dict[tuple[int, str], int] = {}
+        for sequence, namespace, kind, row_id in changes:
+            if namespace == view.namespace:
+                pending[(kind, row_id)] = sequence
+        waiting = list(pending.items())
+        for start in range(0, len(waiting), CATCH_UP_BATCH):
+            view.apply(_read_changes(replica, view.namespace, waiting[start : start + CATCH_UP_BATCH]))
+        view.sequence = max(view.sequence, until)
+        return True
+
+    def _path(self, shard: int, namespace: str) -> Path:
+        assert self._directory is not None
+        name = hashlib.blake2b(namespace.encode(), digest_size=16).hexdigest()
+        return self._directory / f"{shard:05d}" / f"{name}.view"
+
+    def _forget_snapshot(self, shard: int, namespace: str) -> None:
+        if self._directory is not None:
+            self._path(shard, namespace).unlink(missing_ok=True)
+
+
+def _read_changes(replica: Replica, namespace: str, waiting: list[tuple[tuple[int, str], int]]) -> Iterator[Change]:
+    for wanted in (Kind.DOCUMENT, Kind.USAGE):
+        some = [(row_id, sequence) for (kind, row_id), sequence in waiting if kind == wanted]
+        bodies = replica.read(namespace, wanted, [row_id for row_id, _ in some])
+        for (row_id, sequence), body in zip(some, bodies, strict=True):
+            if body is not None:
+                yield Change(sequence, namespace, wanted, row_id, body)

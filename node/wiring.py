@@ -1,0 +1,267 @@
+"""The composition root: settings in, a running node out.
+
+Every part is made here and handed what it needs; nothing else constructs across packages. Start-up goes from the disk
+outwards (rows, identity, catalog, model, services, HTTP), shutdown the other way: stop accepting, finish what is in
+flight, flush, snapshot, close. Called by the process entry.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import signal
+import tempfile
+import time
+from pathlib import Path
+
+from dakera_cluster.api.server import ApiServer, make_app
+from dakera_cluster.api.settings import ApiSettings
+from dakera_cluster.cluster.catalog import Catalog
+from dakera_cluster.cluster.local import LocalPlacement, LocalTransport
+from dakera_cluster.cluster.replicator import Replicator
+from dakera_cluster.cluster.router import Router
+from dakera_cluster.cluster.status import NodeStatus
+from dakera_cluster.inference.embedder import Device
+from dakera_cluster.inference.service import Embedder, EmbedderSettings, UnavailableEmbedder, open_embedder
+from dakera_cluster.memory.activity import ActivityStatus
+from dakera_cluster.memory.agents import Agents
+from dakera_cluster.memory.consolidate import Consolidation
+from dakera_cluster.memory.core import Core, MemorySettings
+from dakera_cluster.memory.expiry import Expiry
+from dakera_cluster.memory.feedback import Feedback
+from dakera_cluster.memory.keys import Keys
+from dakera_cluster.memory.namespaces import Namespaces
+from dakera_cluster.memory.queries import Queries
+from dakera_cluster.memory.recall import Recaller
+from dakera_cluster.memory.services import Services
+from dakera_cluster.memory.sessions import Sessions
+from dakera_cluster.memory.store import Memories
+from dakera_cluster.memory.texts import Texts
+from dakera_cluster.memory.usage import UsageNotes
+from dakera_cluster.model.config import Settings
+from dakera_cluster.model.config.storage import StorageKind
+from dakera_cluster.model.errors import DakeraError
+from dakera_cluster.model.hlc import HybridClock
+from dakera_cluster.model.ids import node_tag
+from dakera_cluster.shard import keys
+from dakera_cluster.shard.host import Host, HostSettings
+from dakera_cluster.shard.view import ViewSettings
+from dakera_cluster.storage.directory import DirectoryObjectStore
+from dakera_cluster.storage.memory_objects import MemoryObjectStore
+from dakera_cluster.storage.objects import ObjectStore
+from dakera_cluster.storage.rocks import RowStoreSettings
+from dakera_cluster.storage.rows import RowStore, StoreState
+from dakera_cluster.storage.s3 import S3ObjectStore, S3Settings
+from node.identity import take_identity
+
+log = logging.getLogger(__name__)
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+
+
+def wall_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+async def run_node(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit status."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        async with contextlib.AsyncExitStack() as stack:
+            node = await start_node(settings, stack, stop)
+            await stop.wait()
+            await node.drain()
+    except DakeraError as error:
+        log.error("the node cannot run: %s", error.message)
+        return EXIT_FAILED
+    except OSError as error:
+        log.error("the node cannot run: %s", error)
+        return EXIT_FAILED
+    return EXIT_OK
+
+
+class Node:
+    """A running node: its services, and how it stops taking traffic."""
+
+    def __init__(self, services: Services, server: ApiServer, drain_s: float) -> None:
+        self.services = services
+        self.draining = False
+        self._server = server
+        self._drain_s = drain_s
+
+    @property
+    def port(self) -> int:
+        return self._server.port
+
+    async def drain(self) -> None:
+        """Turn readiness off, give balancers time to see it, and finish what is in flight."""
+        self.draining = True
+        log.info("draining: readiness is off, requests go on for %.1f s", self._drain_s)
+        await asyncio.sleep(self._drain_s)
+        await self._server.drain()
+
+
+async def start_node(settings: Settings, stack: contextlib.AsyncExitStack, stop: asyncio.Event) -> Node:
+    """Build and start every part; ``stack`` takes them down again, in reverse.
+
+    Raises StorageError, BucketUnavailableError or OSError when the node cannot start.
+    """
+    started = time.perf_counter()
+    directory = _data_directory(settings, stack)
+    store = await asyncio.to_thread(
+        RowStore.open,
+        Path(settings.storage.l2_cache_path or directory / "rocksdb"),
+        keys.FAMILIES,
+        settings=RowStoreSettings(queued_commits=settings.limits.queued_commits),
+    )
+    stack.callback(store.close)
+    identity = await take_identity(store, settings.cluster.node_id, settings.cluster.shards)
+    log.info("node %s, boot %d, data in %s", identity.node, identity.boot, directory)
+
+    objects = _objects(settings, directory)
+    stack.push_async_callback(objects.close)
+    catalog = Catalog(objects, lambda: wall_ms() // 1000)
+    await catalog.start()
+    stack.push_async_callback(catalog.close)
+
+    def view_settings(namespace: str) -> ViewSettings:
+        metric, index_type = catalog.index_settings(namespace)
+        retrieval = settings.retrieval
+        return ViewSettings(metric, index_type, retrieval.flat_threshold, retrieval.bm25_k1, retrieval.bm25_b)
+
+    keeps = settings.storage.kind is not StorageKind.MEMORY
+    host_settings = HostSettings(
+        views_directory=directory / "views" if keeps else None,
+        view_bytes=settings.storage.l1_cache_bytes,
+        lanes=settings.retrieval.index_threads,
+        queued_calls=settings.limits.queued_searches,
+    )
+    host = Host(store, view_settings, host_settings, wall_ms)
+    host.start()
+    stack.push_async_callback(host.close)
+
+    placement = LocalPlacement(identity.node, settings.cluster.shards)
+    transport = LocalTransport(host)
+    router = Router(placement, transport, catalog)
+    clock = HybridClock(node_tag(identity.node))
+    replicator = Replicator(identity.node, router, transport, clock, wall_ms)
+
+    embedder = await _embedder(settings)
+    stack.push_async_callback(embedder.close)
+    memory_settings = MemorySettings(
+        decay_enabled=settings.memory.decay_enabled,
+        decay_half_life_s=settings.memory.decay_half_life_s,
+        rrf_k=settings.retrieval.rrf_k,
+        bm25_enabled=settings.retrieval.bm25_enabled,
+    )
+    core = Core(router, replicator, catalog, embedder, wall_ms, memory_settings)
+    notes = UsageNotes(core, node_tag(identity.node))
+    notes.start()
+    stack.push_async_callback(notes.close)
+    expiry = Expiry(core)
+    expiry.start()
+    stack.push_async_callback(expiry.close)
+
+    status = NodeStatus(host, settings.cluster.shards)
+    services = await _services(identity.node, core, notes, status, objects, stack)
+    app = make_app(services, _api_settings(settings), request_shutdown=stop.set)
+    server = ApiServer(app)
+    node = Node(services, server, settings.drain_s)
+    status.add_check("storage", lambda: (store.state is StoreState.OPEN, store.failure))
+    status.add_check("draining", lambda: (not node.draining, "the node is shutting down" if node.draining else None))
+    await server.start()
+    stack.push_async_callback(server.stop)
+    log.info("serving on %s:%d after %.2f s", settings.server.host, server.port, time.perf_counter() - started)
+    return node
+
+
+async def _services(
+    node: str,
+    core: Core,
+    notes: UsageNotes,
+    status: NodeStatus,
+    objects: ObjectStore,
+    stack: contextlib.AsyncExitStack,
+) -> Services:
+    memories = Memories(core)
+    vectors = Queries(core)
+    api_keys = Keys(objects, node=node, clock=time.time)
+    await api_keys.start()
+    stack.push_async_callback(api_keys.close)
+    return Services(
+        memories=memories,
+        recall=Recaller(core, notes),
+        feedback=Feedback(core, memories),
+        sessions=Sessions(core),
+        agents=Agents(core),
+        namespaces=Namespaces(core),
+        vectors=vectors,
+        texts=Texts(core, vectors),
+        consolidation=Consolidation(core, memories),
+        keys=api_keys,
+        status=ActivityStatus(core, status),
+    )
+
+
+def _data_directory(settings: Settings, stack: contextlib.AsyncExitStack) -> Path:
+    if settings.storage.kind is StorageKind.MEMORY:
+        # Rows still need a RocksDB: it lives in a directory that goes with the process.
+        temporary = Path(tempfile.mkdtemp(prefix="dakera-"))
+        stack.callback(shutil.rmtree, temporary, ignore_errors=True)
+        return temporary
+    directory = Path(settings.storage.path)
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def _objects(settings: Settings, directory: Path) -> ObjectStore:
+    storage = settings.storage
+    if storage.kind.in_s3:
+        return S3ObjectStore(
+            S3Settings(
+                bucket=storage.s3_bucket,
+                region=storage.s3_region,
+                endpoint_url=storage.s3_endpoint,
+                access_key=storage.s3_access_key,
+                secret_key=storage.s3_secret_key.reveal() if storage.s3_secret_key is not None else None,
+            )
+        )
+    if storage.bucket_path is None and storage.kind is StorageKind.MEMORY:
+        return MemoryObjectStore()
+    return DirectoryObjectStore(storage.bucket_path or directory / "bucket")
+
+
+async def _embedder(settings: Settings) -> Embedder | UnavailableEmbedder:
+    models = settings.models
+    embedder = await asyncio.to_thread(
+        open_embedder,
+        models.embedding_model,
+        Path(models.model_cache) if models.model_cache else None,
+        Device(models.device.value),
+        EmbedderSettings(threads=models.inference_threads),
+    )
+    if not embedder.available:
+        log.warning("no embedding model: %s (keyword recall works without it)", embedder.reason)
+    return embedder
+
+
+def _api_settings(settings: Settings) -> ApiSettings:
+    server, limits = settings.server, settings.limits
+    return ApiSettings(
+        host=server.host,
+        port=server.port,
+        root_key=server.root_api_key.reveal() if server.root_api_key is not None else None,
+        auth_enabled=server.auth_enabled,
+        cors_origins=server.cors_origins,
+        rate_limit_rps=limits.rate_limit_rps,
+        rate_limit_burst=limits.rate_limit_burst,
+        max_body_bytes=limits.max_body_bytes,
+        request_timeout_s=float(server.request_timeout_s),
+        max_in_flight=limits.max_inflight_requests,
+    )
