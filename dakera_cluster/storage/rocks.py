@@ -25,7 +25,6 @@ from rocksdict import (
     Options,
     Rdict,
     RdictIter,
-    ReadOptions,
 )
 from rocksdict import WriteBatch as NativeBatch
 
@@ -81,19 +80,19 @@ def prefix_end(prefix: bytes) -> bytes | None:
 
 
 class Cursor:
-    """An iterator over a range of one column family, pinned to the moment it was made. Any thread, one at a time."""
+    """An iterator over a range of one column family, pinned to the moment it was made. Any thread, one at a time.
 
-    __slots__ = ("__weakref__", "_bound", "_iterator", "_reverse", "_start")
+    The end of the range is checked here and not given to RocksDB: it would read the bound through a pointer that the
+    binding lets dangle, and the scan would end wherever the reused memory says.
+    """
 
-    def __init__(
-        self, iterator: RdictIter, options: ReadOptions, start: bytes | None, end: bytes | None, *, reverse: bool
-    ) -> None:
+    __slots__ = ("__weakref__", "_end", "_iterator", "_reverse", "_start")
+
+    def __init__(self, iterator: RdictIter, start: bytes | None, end: bytes | None, *, reverse: bool) -> None:
         self._iterator: RdictIter | None = iterator
-        # RocksDB reads the upper bound through a pointer into these for as long as the iterator lives, and the binding
-        # does not keep them: without a reference the scan ends wherever the reused memory says.
-        self._bound = (options, end)
         self._reverse = reverse
         self._start = start
+        self._end = end
         if reverse:
             if end is None:
                 iterator.seek_to_last()
@@ -115,22 +114,22 @@ class Cursor:
         iterator = self._iterator
         if iterator is None:
             raise StorageError("row store: it was closed or reopened while being scanned")
+        reverse, start, end = self._reverse, self._start, self._end
         out: list[tuple[bytes, bytes]] = []
-        start = self._start if self._reverse else None
         size = 0
         try:
             while len(out) < rows and size < size_bytes and iterator.valid():
                 key: bytes = iterator.key()
-                if start is not None and key < start:
-                    break
+                if (start is not None and key < start) if reverse else (end is not None and key >= end):
+                    return out
                 value: bytes = iterator.value()
                 out.append((key, value))
                 size += len(key) + len(value)
-                if self._reverse:
+                if reverse:
                     iterator.prev()
                 else:
                     iterator.next()
-            if not out or not iterator.valid():
+            if not iterator.valid():
                 iterator.status()
         except Exception as error:
             raise storage_error("scan", error) from error
@@ -183,11 +182,8 @@ class RocksHandle:
     def cursor(self, family: str, start: bytes | None, end: bytes | None, *, reverse: bool) -> Cursor:
         """A cursor over ``[start, end)``; None is open on that side."""
         table = self._table(family)
-        options = ReadOptions()
-        if end is not None:
-            options.set_iterate_upper_bound(end)
         try:
-            return Cursor(table.iter(options), options, start, end, reverse=reverse)
+            return Cursor(table.iter(), start, end, reverse=reverse)
         except Exception as error:
             raise storage_error("scan", error) from error
 

@@ -11,6 +11,7 @@ import json
 import secrets
 import sys
 
+from dakera_cluster.model.errors import BucketUnavailableError
 from dakera_cluster.storage.directory import DirectoryObjectStore
 from dakera_cluster.storage.objects import ABSENT, AmbiguousWriteError, ObjectStore, PreconditionFailedError
 
@@ -34,6 +35,8 @@ async def increment(store: ObjectStore, key: str, times: int, writer: str) -> li
             settled = await store.get(key)
             if settled is None or json.loads(settled.data)["last"].get(writer) != nonce:
                 continue
+        except BucketUnavailableError:
+            continue  # refused for certain: nothing was written
         mine.append(value)
     return mine
 
