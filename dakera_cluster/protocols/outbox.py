@@ -84,8 +84,11 @@ class Outbox:
         self.post(addr, body, (claim, *(update for update in news if update.node != to)), out)
 
     def post(self, addr: Address, body: Body, updates: tuple[Update, ...], out: list[Effect]) -> None:
-        """One packet with exactly these updates."""
+        """One packet with exactly these updates. Nothing goes to our own address: who lived there before us is gone, and
+        a packet of our own coming back would look like a twin's."""
         me = self._beliefs.me
+        if addr == me.addr:
+            return
         self._stats.packets_sent += 1
         self._stats.updates_sent += len(updates)
         out.append(SendPacket(addr, Packet(me.node, me.boot, body, self.cluster_state, updates)))

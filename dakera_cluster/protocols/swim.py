@@ -287,6 +287,8 @@ class Swim:
         self.stats.packets_received += 1
         if packet.sender == beliefs.me.node:
             self.stats.packets_from_self += 1
+            if event.source == beliefs.me.addr and packet.boot == beliefs.me.boot:
+                return
             claim = Update(packet.sender, packet.boot, 0, ALIVE, packet.sender, event.source)
             beliefs.conflict(claim, now_ms, out, is_self=True)
             return

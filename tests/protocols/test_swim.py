@@ -530,6 +530,18 @@ def test_two_others_with_one_identity_are_reported_and_the_first_is_kept() -> No
     assert member is not None and member.addr == addr(1)
 
 
+def test_whoever_moved_into_the_address_of_a_dead_member_does_not_take_itself_for_a_twin() -> None:
+    node = Node(others=2)
+    node.hear(0, Gossip(), Update(name(7), BootId(1), 0, ALIVE, name(7), MY_ADDR, {}))
+    assert node.state(7) is ALIVE
+    effects = node.run(20_000.0)
+    assert node.state(7) is DEAD
+    assert MY_ADDR not in [effect.addr for effect in of(effects, SendPacket)]
+    echo = Packet(ME, BootId(3), Gossip(), ClusterState())
+    assert of(node.feed(PacketReceived(MY_ADDR, echo)), Conflict) == []
+    assert of(node.feed(PacketReceived(addr(9), echo)), Conflict) == [Conflict(ME, BootId(3), addr(9), True)]
+
+
 def test_a_packet_from_an_earlier_life_changes_nothing_and_is_told_so() -> None:
     node = Node(others=2)
     node.hear(0, Gossip(), Update(name(1), BootId(5), 0, ALIVE, name(1), addr(9), {}))
