@@ -119,7 +119,8 @@ class Approximate(ABC):
                 parameters.sel = faiss().IDSelectorBitmap(selector)
             _, nodes = self._index.search(query[None, :], wanted, params=parameters)
         found = nodes[0]
-        return np.asarray(self._slots[found[found >= 0]], dtype=np.int64)
+        # faiss says -1 for "no more"; a node past the size is inserted but not adopted yet, so it has no name.
+        return np.asarray(self._slots[found[(found >= 0) & (found < self._size)]], dtype=np.int64)
 
     def encoded(self) -> dict[str, np.ndarray]:
         """Arrays for a dump."""

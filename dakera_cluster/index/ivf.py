@@ -33,7 +33,7 @@ class Ivf(Approximate):
     name = "ivf"
 
     def __init__(self, dimension: int, metric: Metric, expected: int) -> None:
-        self.lists = int(min(MAX_LISTS, max(MIN_LISTS, expected**0.5)))
+        self.lists = int(min(MAX_LISTS, max(MIN_LISTS, expected**0.5), expected))
         self.expected = expected
         kind = faiss_metric(metric)
         quantizer = faiss().IndexFlat(dimension, kind)
