@@ -1,0 +1,231 @@
+"""First stage: which memories are worth a closer look, and in what order.
+
+Lists: vectors (and passages), BM25, the entity pass, the neighbours of what the words found, and a further vector pass for
+each extra iteration. They are fused (min-max or reciprocal ranks) together with the words of each candidate's window.
+Everything here is cheap a memory; its order decides only who enters the pool, unless reranking is off.
+
+The lists have fixed sizes, so the order does not depend on how many results are wanted. Called by the engine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dakera_cluster.retrieval import ties
+from dakera_cluster.retrieval.context import neighbourhood
+from dakera_cluster.retrieval.entities import proper_nouns
+from dakera_cluster.retrieval.lexical import WordScores, window_scores
+from dakera_cluster.retrieval.options import Fusion, Options, Routing, Settings
+from dakera_cluster.retrieval.query import QueryFeatures
+from dakera_cluster.retrieval.temporal import QueryTime, day_closeness, month_match
+from dakera_cluster.retrieval.view import RecallView
+
+LIST_SIZE = 256
+TIE_ROOM = 64
+"""Further vector results fetched so that equal scores at the end of the list can be told apart by id."""
+ENTITY_LIST_SIZE = 50
+MAX_NAME_SHARE = 0.3
+"""A name that more of the memories hold than this tells nothing."""
+SPREAD_FROM = 64
+SPREAD_REACH = 4
+WINDOW_WORDS = 60
+WINDOW_WEIGHT = 0.5
+FEEDBACK_MEMORIES = 3
+FEEDBACK_SHARE = 0.5
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """``slots``: int64[n], the best first; ``fused``: float64[n], descending. Parallel to them ``cosine`` (float64[n], NaN
+    without a vector), ``bm25``, ``coverage`` and ``window`` (float64[n])."""
+
+    slots: NDArray[np.int64]
+    fused: NDArray[np.float64]
+    cosine: NDArray[np.float64]
+    bm25: NDArray[np.float64]
+    coverage: NDArray[np.float64]
+    window: NDArray[np.float64]
+
+    def head(self, n: int) -> Candidates:
+        """The first ``n``."""
+        return Candidates(
+            self.slots[:n], self.fused[:n], self.cosine[:n], self.bm25[:n], self.coverage[:n], self.window[:n]
+        )
+
+
+def candidates(
+    view: RecallView,
+    query: QueryFeatures,
+    words: WordScores,
+    time: QueryTime | None,
+    options: Options,
+    settings: Settings,
+    allowed: Mask | None,
+) -> Candidates:
+    """The fused candidates. ``time`` is given for temporal questions only: it turns the temporal factor on."""
+    routing = options.routing
+    has_vectors = query.vector is not None and view.vectors is not None and len(view.vectors) > 0
+    if routing is Routing.AUTO:
+        routing = Routing.HYBRID if has_vectors else Routing.BM25
+    size = max(LIST_SIZE, options.k)
+    lists: list[NDArray[np.int64]] = []
+    if routing is not Routing.BM25:
+        lists.append(_by_vector(view, query.vector, size, allowed))
+        if settings.entity_vector_search:
+            lists.append(_by_entity(view, query, allowed))
+    if routing is not Routing.VECTOR:
+        by_words = _by_words(view, words, size, allowed)
+        lists.append(by_words)
+        lists.append(_beside(view, by_words[:SPREAD_FROM], allowed))
+    slots = np.unique(np.concatenate(lists)) if lists else np.zeros(0, np.int64)
+    for _ in range(1, options.iterations if routing is not Routing.BM25 else 1):
+        slots = np.union1d(slots, _again(view, query, slots, words, allowed))
+    return _fused(view, query, words, slots, time, options, settings, routing)
+
+
+def _by_vector(
+    view: RecallView, vector: NDArray[np.float32] | None, size: int, allowed: Mask | None
+) -> NDArray[np.int64]:
+    if vector is None or view.vectors is None or view.vectors.dimension != len(vector):
+        return np.zeros(0, np.int64)
+    slots, scores = view.vectors.search(vector, size + TIE_ROOM, allowed)
+    slots = slots.astype(np.int64)
+    found = slots[ties.best(scores, slots, size, view.ids)]
+    long, long_scores = view.evidence.passage_hits(vector, size, allowed)
+    if not len(long):
+        return found
+    return np.concatenate([found, long[ties.best(long_scores, long, size, view.ids)]])
+
+
+def _by_words(view: RecallView, words: WordScores, size: int, allowed: Mask | None) -> NDArray[np.int64]:
+    hits = np.flatnonzero(words.bm25)
+    if allowed is not None:
+        hits = hits[(hits < len(allowed)) & allowed[np.minimum(hits, len(allowed) - 1)]] if len(allowed) else hits[:0]
+    return hits[ties.best(words.bm25[hits], hits, size, view.ids)]
+
+
+def _by_entity(view: RecallView, query: QueryFeatures, allowed: Mask | None) -> NDArray[np.int64]:
+    """The nearest among the memories that hold a rare name of the question."""
+    holders = _holders(view, query.text)
+    if not holders or view.vectors is None or query.vector is None:
+        return np.zeros(0, np.int64)
+    size = max(int(slots.max()) for slots in holders if len(slots)) + 1 if any(map(len, holders)) else 0
+    mask = np.zeros(size, bool)
+    for slots in holders:
+        mask[slots] = True
+    if allowed is not None:
+        mask[: len(allowed)] &= allowed[:size]
+        mask[len(allowed) :] = False
+    if not mask.any() or view.vectors.dimension != len(query.vector):
+        return np.zeros(0, np.int64)
+    slots, scores = view.vectors.search(query.vector, ENTITY_LIST_SIZE + TIE_ROOM, mask)
+    slots = slots.astype(np.int64)
+    return slots[ties.best(scores, slots, ENTITY_LIST_SIZE, view.ids)]
+
+
+def _holders(view: RecallView, question: str) -> list[NDArray[np.int64]]:
+    limit = MAX_NAME_SHARE * max(1, len(view.text))
+    found = []
+    for name in proper_nouns(question):
+        for term in view.text.query_terms(name):
+            slots, _ = view.text.postings(term)
+            if 0 < len(slots) <= limit:
+                found.append(slots.astype(np.int64))
+    return found
+
+
+def _beside(view: RecallView, slots: NDArray[np.int64], allowed: Mask | None) -> NDArray[np.int64]:
+    """The near neighbours of ``slots`` that share a window with them."""
+    around = neighbourhood(view.evidence, slots, SPREAD_REACH)
+    found = np.unique(around.slots[around.within(WINDOW_WORDS)]).astype(np.int64)
+    if allowed is None:
+        return found
+    return found[(found < len(allowed)) & allowed[np.minimum(found, len(allowed) - 1)]] if len(allowed) else found[:0]
+
+
+def _again(
+    view: RecallView, query: QueryFeatures, slots: NDArray[np.int64], words: WordScores, allowed: Mask | None
+) -> NDArray[np.int64]:
+    """What lies near the question moved towards the best memories so far."""
+    if query.vector is None or view.vectors is None or not len(slots):
+        return np.zeros(0, np.int64)
+    cosine = view.vectors.scores(query.vector, slots).astype(np.float64)
+    score = ties.scaled(cosine) + ties.scaled(_at(words.bm25, slots))
+    near = slots[ties.best(score, slots, FEEDBACK_MEMORIES, view.ids)]
+    vectors = view.vectors.vectors(near)
+    vectors = vectors[~np.isnan(vectors).any(axis=1)]
+    if not len(vectors):
+        return np.zeros(0, np.int64)
+    moved = (1 - FEEDBACK_SHARE) * query.vector + FEEDBACK_SHARE * vectors.mean(axis=0)
+    return _by_vector(view, moved.astype(np.float32), ENTITY_LIST_SIZE, allowed)
+
+
+def _fused(
+    view: RecallView,
+    query: QueryFeatures,
+    words: WordScores,
+    slots: NDArray[np.int64],
+    time: QueryTime | None,
+    options: Options,
+    settings: Settings,
+    routing: Routing,
+) -> Candidates:
+    cosine = np.full(len(slots), np.nan)
+    vectors = view.vectors if routing is not Routing.BM25 else None
+    if query.vector is not None and vectors is not None and vectors.dimension == len(query.vector):
+        cosine = vectors.scores(query.vector, slots).astype(np.float64)
+    bm25, coverage = _at(words.bm25, slots), _at(words.coverage, slots)
+    around = neighbourhood(view.evidence, slots)
+    window = window_scores(words, slots, around.slots, around.within(WINDOW_WORDS))
+    if routing is Routing.VECTOR:
+        fused = ties.scaled(cosine)
+    elif routing is Routing.BM25:
+        fused = ties.scaled(bm25)
+    else:
+        weight = 0.5 if options.vector_weight is None else options.vector_weight
+        if options.fusion is Fusion.RRF:
+            fused = weight * _reciprocal(cosine, slots, view, settings) + (1 - weight) * _reciprocal(
+                np.where(bm25 > 0, bm25, np.nan), slots, view, settings
+            )
+        else:
+            fused = weight * ties.scaled(cosine) + (1 - weight) * ties.scaled(bm25)
+        if options.fusion is None:
+            fused = fused + WINDOW_WEIGHT * ties.scaled(window)
+        if settings.name_boost > 0:
+            fused = fused + settings.name_boost * _named(view, query.text, slots)
+    if time is not None and time.is_bound and settings.temporal_inference:
+        when = view.evidence.column("when", slots)
+        near = np.maximum(day_closeness(when, time), month_match(when, time))
+        fused = fused * (1 + settings.temporal_mult_beta * (near - 0.5))
+    order = ties.ordered(fused, slots, view.ids)
+    return Candidates(slots[order], fused[order], cosine[order], bm25[order], coverage[order], window[order])
+
+
+def _reciprocal(
+    scores: NDArray[np.float64], slots: NDArray[np.int64], view: RecallView, settings: Settings
+) -> NDArray[np.float64]:
+    """(k + 1) / (k + rank), so that the first of a list has 1; 0 for what the list does not hold."""
+    result = np.zeros(len(scores))
+    held = np.flatnonzero(~np.isnan(scores))
+    order = held[ties.ordered(scores[held], slots[held], view.ids)]
+    result[order] = (settings.rrf_k + 1) / (settings.rrf_k + 1 + np.arange(len(order)))
+    return result
+
+
+def _named(view: RecallView, question: str, slots: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Share of the question's rare names that each memory holds."""
+    holders = _holders(view, question)
+    share = np.zeros(len(slots))
+    for holding in holders:
+        share += np.isin(slots, holding)
+    return share / max(1, len(holders))
+
+
+def _at(values: NDArray[np.float64], slots: NDArray[np.int64]) -> NDArray[np.float64]:
+    inside = slots < len(values)
+    return np.where(inside, values[np.where(inside, slots, 0)], 0.0) if len(values) else np.zeros(len(slots))

@@ -1,0 +1,94 @@
+"""The words of a question in a namespace: BM25 over memories, coverage, and BM25 over the windows around them.
+
+BM25 as by Robertson and Zaragoza (2009), with the non-negative idf of Lucene. Its length normalisation follows the
+namespace: among short memories a longer one simply says more (b = 0.4), among long ones it is only wordier (b = 1.0).
+Terms, frequencies and lengths come from the full-text index; sums run in the order of the question's terms, so they are
+the same on every replica.
+
+Called by candidates.py (all memories) and features.py (windows around the pool).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dakera_cluster.index.fulltext import FullTextIndex
+
+SHORT_K1, LONG_K1 = 0.9, 1.2
+SHORT_B, LONG_B = 0.4, 1.0
+SHORT_TERMS, LONG_TERMS = 32.0, 128.0
+"""Mean terms of a memory up to which a namespace counts as one of short, and from which as one of long memories."""
+WINDOW_K1, WINDOW_B = 1.2, 0.75
+
+
+@dataclass(frozen=True, slots=True)
+class WordScores:
+    """Of one question over all slots. ``idf``: float64[t]; ``frequencies``: float32[t, size]; ``bm25`` and ``coverage``:
+    float64[size]; coverage is the share of the terms' idf that a memory holds, 0 to 1."""
+
+    terms: tuple[str, ...]
+    idf: NDArray[np.float64]
+    frequencies: NDArray[np.float32]
+    lengths: NDArray[np.float64]
+    bm25: NDArray[np.float64]
+    coverage: NDArray[np.float64]
+
+
+def normalisation(average_terms: float) -> tuple[float, float]:
+    """``(k1, b)`` for a namespace whose memories have that many terms on average."""
+    if average_terms <= SHORT_TERMS:
+        return SHORT_K1, SHORT_B
+    share = min(1.0, math.log(average_terms / SHORT_TERMS) / math.log(LONG_TERMS / SHORT_TERMS))
+    return SHORT_K1 + share * (LONG_K1 - SHORT_K1), SHORT_B + share * (LONG_B - SHORT_B)
+
+
+def word_scores(text: FullTextIndex, question: str) -> WordScores:
+    """BM25 and coverage of every memory."""
+    terms = tuple(dict.fromkeys(text.query_terms(question)))
+    lengths = text.doc_lengths.astype(np.float64)
+    size = len(lengths)
+    k1, b = normalisation(text.average_length)
+    norms = k1 * (1 - b) + (k1 * b / (text.average_length or 1.0)) * lengths
+    idf = np.zeros(len(terms))
+    frequencies = np.zeros((len(terms), size), np.float32)
+    bm25, coverage = np.zeros(size), np.zeros(size)
+    for row, term in enumerate(terms):
+        slots, counts = text.postings(term)
+        weight = idf[row] = text.idf(len(slots))
+        frequencies[row, slots] = counts
+        bm25[slots] += weight * (k1 + 1) * counts / (counts + norms[slots])
+        coverage[slots] += weight
+    total = float(idf.sum())
+    return WordScores(terms, idf, frequencies, lengths, bm25, coverage / total if total > 0 else coverage)
+
+
+def window_scores(
+    words: WordScores, slots: NDArray[np.int64], neighbours: NDArray[np.int32], inside: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """BM25 of each slot together with its neighbours, as if they were one text: float64[n].
+
+    ``neighbours``: int32[n, w] slots; ``inside``: bool[n, w], which of them belong to the window. Lengths are compared with
+    the mean over the given windows.
+    """
+    if not len(slots) or not len(words.terms):
+        return np.zeros(len(slots))
+    size = len(words.lengths)
+    known = inside & (neighbours < size)
+    reached = np.where(known, neighbours, 0)
+    length = _at(words.lengths, slots) + np.where(known, words.lengths[reached], 0.0).sum(axis=1)
+    norms = WINDOW_K1 * (1 - WINDOW_B + WINDOW_B * length / max(float(length.mean()), 1.0))
+    score = np.zeros(len(slots))
+    for row in range(len(words.terms)):
+        counts = words.frequencies[row]
+        frequency = _at(counts, slots) + np.where(known, counts[reached], 0.0).sum(axis=1)
+        score += words.idf[row] * (WINDOW_K1 + 1) * frequency / (frequency + norms)
+    return score
+
+
+def _at(values: NDArray[np.floating], slots: NDArray[np.int64]) -> NDArray[np.float64]:
+    inside = slots < len(values)
+    return np.where(inside, values[np.where(inside, slots, 0)], 0.0) if len(values) else np.zeros(len(slots))

@@ -1,0 +1,106 @@
+"""Who stands beside whom: the memories of each session in the order (time, id), as links between slots.
+
+The order comes from the rows alone, so every replica finds the same neighbours whatever the order of arrival. A session is
+a list of slots kept sorted by bisection; ``previous`` and ``next`` are arrays by slot, so that a window around many
+memories is a few gathers. Memories without a session have no neighbours.
+
+Owned by evidence.py, read by context.py.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dakera_cluster.index.arrays import grown
+
+NOBODY = -1
+
+
+class SessionOrder:
+    """See the module. ``previous`` and ``next`` end in a cell that is always NOBODY: index -1 lands there, so links can be
+    followed past the end of a session without a test."""
+
+    def __init__(self) -> None:
+        self.previous: NDArray[np.int32] = np.full(1, NOBODY, np.int32)
+        self.next: NDArray[np.int32] = np.full(1, NOBODY, np.int32)
+        self._sessions: dict[str, list[int]] = {}
+        self._keys: dict[int, tuple[str, float, str]] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Estimate: two links, a list cell and a key a memory."""
+        return int(self.previous.nbytes + self.next.nbytes + 200 * len(self._keys) + 200 * len(self._sessions))
+
+    def put(self, slot: int, session: str | None, when: float, row_id: str) -> None:
+        """Place ``slot`` in its session; a slot that was elsewhere is moved."""
+        key = None if session is None else (session, when, row_id)
+        if self._keys.get(slot) == key:
+            return
+        self.remove(slot)
+        if key is None or session is None:
+            return
+        self._grow(slot + 2)
+        self._keys[slot] = key
+        members = self._sessions.setdefault(session, [])
+        place = bisect_left(members, key, key=self._key)
+        before = members[place - 1] if place else NOBODY
+        after = members[place] if place < len(members) else NOBODY
+        members.insert(place, slot)
+        self._link(before, slot)
+        self._link(slot, after)
+
+    def remove(self, slot: int) -> None:
+        """Take ``slot`` out of its session."""
+        key = self._keys.get(slot)
+        if key is None:
+            return
+        members = self._sessions[key[0]]
+        members.pop(bisect_left(members, key, key=self._key))
+        if not members:
+            del self._sessions[key[0]]
+        del self._keys[slot]
+        before, after = int(self.previous[slot]), int(self.next[slot])
+        self.previous[slot] = self.next[slot] = NOBODY
+        self._link(before, after)
+
+    def keys(self) -> dict[int, tuple[str, float, str]]:
+        """(session, time, id) of every placed slot, for a dump."""
+        return self._keys
+
+    def session_of(self, slot: int) -> list[int]:
+        """The slots of the session ``slot`` stands in, in order; itself alone without one. Not to be changed."""
+        key = self._keys.get(slot)
+        return [slot] if key is None else self._sessions[key[0]]
+
+    def windows(self, slots: NDArray[np.int64], reach: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """``(before, after)``: int32[n, reach] each, the nearest first, NOBODY past the end of the session."""
+        # Slots that were never placed lie past the links' end: they read the last cell.
+        start = np.where(slots < len(self.previous) - 1, slots, NOBODY)
+        return _followed(self.previous, start, reach), _followed(self.next, start, reach)
+
+    def _key(self, slot: int) -> Any:
+        return self._keys[slot]
+
+    def _link(self, left: int, right: int) -> None:
+        if left != NOBODY:
+            self.next[left] = right
+        if right != NOBODY:
+            self.previous[right] = left
+
+    def _grow(self, size: int) -> None:
+        if size > len(self.previous):
+            self.previous = grown(self.previous, size, NOBODY)
+            self.next = grown(self.next, size, NOBODY)
+
+
+def _followed(links: NDArray[np.int32], start: NDArray[Any], reach: int) -> NDArray[np.int32]:
+    found = np.empty((len(start), reach), np.int32)
+    at = start
+    for step in range(reach):
+        at = links[at]
+        found[:, step] = at
+    return found

@@ -1,0 +1,204 @@
+"""The token vectors of a namespace's memories, one bit a dimension, by slot; and late interaction over them.
+
+All tokens lie in two growing arrays (ids, sign rows); a slot owns a run of them. A memory that goes or changes leaves a
+hole; when more than half of the array is holes it is packed. The similarity of a query token q (L2 norm 1) and a token's
+signs s is q . s / sqrt(d), the cosine with the sign vector (asymmetric: only the stored side is quantised; ColBERT's MaxSim,
+https://arxiv.org/abs/2004.12832, over 1-bit vectors as in https://arxiv.org/abs/2112.01488).
+
+RAM: d / 8 + 2 bytes a token (50 at 384 dimensions), 12 a slot. Owned by evidence.py, read by late.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dakera_cluster.index.arrays import grown
+
+MAX_HOLE_SHARE = 0.5
+MIN_TOKENS_TO_PACK = 4096
+ID_SPACE = 1 << 16
+COUNTED_FROM_TOKENS = 65_536
+"""Tokens from which document frequencies of pieces are kept in an array (256 KB) instead of being counted when asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """Tokens of n slots, one after another. ``units`` are runs that are matched on their own (passages): ``unit_starts``
+    int64[u] into the tokens, ``slot_units`` int64[n] the first unit of each slot; a slot has at least one unit."""
+
+    signs: NDArray[np.uint8]
+    unit_starts: NDArray[np.int64]
+    slot_units: NDArray[np.int64]
+
+
+class TokenStore:
+    """See the module. The width of a row is set by the first tokens put; tokens of another width are refused."""
+
+    def __init__(self) -> None:
+        self._ids: NDArray[np.uint16] = np.zeros(0, np.uint16)
+        self._signs: NDArray[np.uint8] = np.zeros((0, 0), np.uint8)
+        self._used = 0
+        self._live = 0
+        self._starts: NDArray[np.int64] = np.zeros(0, np.int64)
+        self._counts: NDArray[np.int32] = np.zeros(0, np.int32)
+        self._units: dict[int, tuple[int, ...]] = {}
+        self._frequencies: NDArray[np.int32] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Live tokens."""
+        return self._live
+
+    @property
+    def nbytes(self) -> int:
+        frequencies = 0 if self._frequencies is None else self._frequencies.nbytes
+        own = self._ids.nbytes + self._signs.nbytes + self._starts.nbytes + self._counts.nbytes
+        return int(own + frequencies + 120 * len(self._units))
+
+    @property
+    def width(self) -> int:
+        """Dimensions of a token vector; 0 before the first."""
+        return 8 * int(self._signs.shape[1])
+
+    def counts(self, slots: NDArray[np.int64]) -> NDArray[np.int32]:
+        """Tokens of each of ``slots``, 0 where a slot has none."""
+        return self._column(self._counts, slots)
+
+    def put(self, slot: int, passage_counts: Sequence[int], ids: NDArray[np.uint16], signs: NDArray[np.uint8]) -> bool:
+        """Give ``slot`` its tokens, replacing what it had; False (and no tokens) when their width is not the store's."""
+        self.remove(slot)
+        if not len(ids):
+            return True
+        if not self._used:
+            self._signs = np.zeros((0, signs.shape[1]), np.uint8)
+        elif signs.shape[1] != self._signs.shape[1]:
+            return False
+        first, end = self._used, self._used + len(ids)
+        self._ids = grown(self._ids, end)
+        self._signs = grown(self._signs, end)
+        self._ids[first:end] = ids
+        self._signs[first:end] = signs
+        self._starts = grown(self._starts, slot + 1)
+        self._counts = grown(self._counts, slot + 1)
+        self._starts[slot], self._counts[slot] = first, len(ids)
+        filled = [count for count in passage_counts if count]
+        if len(filled) > 1:
+            self._units[slot] = tuple(np.cumsum(filled[:-1]).tolist())
+        self._used = end
+        self._live += len(ids)
+        self._count(ids, 1)
+        return True
+
+    def remove(self, slot: int) -> None:
+        """Forget the tokens of ``slot``."""
+        if slot >= len(self._counts) or not self._counts[slot]:
+            return
+        first, count = int(self._starts[slot]), int(self._counts[slot])
+        self._count(self._ids[first : first + count], -1)
+        self._counts[slot] = 0
+        self._units.pop(slot, None)
+        self._live -= count
+        if self._used > MIN_TOKENS_TO_PACK and self._used - self._live > MAX_HOLE_SHARE * self._used:
+            self._pack()
+
+    def gather(self, slots: NDArray[np.int64], *, first_unit_only: bool = False) -> Gathered:
+        """The tokens of ``slots``, each of which must have some."""
+        starts = self._starts[slots]
+        counts = self._counts[slots].astype(np.int64)
+        split: list[tuple[int, tuple[int, ...]]] = []
+        if self._units:
+            known = self._units
+            split = [(row, known[slot]) for row, slot in enumerate(slots.tolist()) if slot in known]
+        if first_unit_only:
+            for row, cuts in split:
+                counts[row] = cuts[0]
+            split = []
+        ends = np.cumsum(counts)
+        begins = ends - counts
+        rows = np.repeat(starts - begins, counts) + np.arange(int(ends[-1]) if len(ends) else 0)
+        unit_starts, slot_units = begins, np.arange(len(slots), dtype=np.int64)
+        if split:
+            extra = np.zeros(len(slots), np.int64)
+            pieces = []
+            for row, cuts in split:
+                extra[row] = len(cuts)
+                pieces.append(begins[row] + np.asarray(cuts, np.int64))
+            unit_starts = np.sort(np.concatenate([begins, *pieces]))
+            slot_units = slot_units + np.cumsum(extra) - extra
+        return Gathered(self._signs[rows], unit_starts, slot_units)
+
+    def document_frequencies(self, ids: NDArray[np.int32]) -> NDArray[np.int64]:
+        """In how many memories each piece stands, int64[n] (a repeat within a memory counts in small stores)."""
+        wanted = (ids & 0xFFFF).astype(np.uint16)
+        if self._frequencies is not None:
+            return self._frequencies[wanted].astype(np.int64)
+        if not self._live:
+            return np.zeros(len(ids), np.int64)
+        # Holes may hold removed tokens; a count over them would make the order depend on the replica's history.
+        counted = np.bincount(self._live_ids(), minlength=ID_SPACE)
+        return counted[wanted]
+
+    def dump(self) -> dict[str, np.ndarray]:
+        """The arrays, packed, and what ``load`` needs."""
+        self._pack()
+        cuts = [(slot, cut) for slot, all_cuts in sorted(self._units.items()) for cut in all_cuts]
+        return {
+            "token_ids": self._ids[: self._used],
+            "token_signs": self._signs[: self._used],
+            "token_starts": self._starts,
+            "token_counts": self._counts,
+            "token_cuts": np.asarray(cuts, np.int64).reshape(-1, 2),
+        }
+
+    @classmethod
+    def load(cls, arrays: dict[str, np.ndarray]) -> TokenStore:
+        """The store of a dump's arrays. Raises KeyError or ValueError when they do not fit together."""
+        self = cls()
+        self._ids, self._signs = arrays["token_ids"].copy(), arrays["token_signs"].copy()
+        self._starts, self._counts = arrays["token_starts"].copy(), arrays["token_counts"].copy()
+        self._used = self._live = len(self._ids)
+        if len(self._signs) != self._used or int(self._counts.sum()) != self._used:
+            raise ValueError("token arrays do not match")
+        cuts: dict[int, list[int]] = {}
+        for slot, cut in arrays["token_cuts"].tolist():
+            cuts.setdefault(slot, []).append(cut)
+        self._units = {slot: tuple(found) for slot, found in cuts.items()}
+        self._count(self._ids[:0], 1)
+        return self
+
+    def _count(self, ids: NDArray[np.uint16], sign: int) -> None:
+        if self._frequencies is not None:
+            np.add.at(self._frequencies, ids, sign)
+        elif self._live >= COUNTED_FROM_TOKENS:
+            self._frequencies = np.bincount(self._live_ids(), minlength=ID_SPACE).astype(np.int32)
+
+    def _live_ids(self) -> NDArray[np.uint16]:
+        if self._live == self._used:
+            return self._ids[: self._used]
+        return self._ids[self._live_rows()]
+
+    def _live_rows(self) -> NDArray[np.int64]:
+        slots = np.flatnonzero(self._counts)
+        counts = self._counts[slots].astype(np.int64)
+        ends = np.cumsum(counts)
+        return np.repeat(self._starts[slots] - (ends - counts), counts) + np.arange(int(ends[-1]) if len(ends) else 0)
+
+    def _pack(self) -> None:
+        if self._live == self._used:
+            return
+        rows = self._live_rows()
+        slots = np.flatnonzero(self._counts)
+        counts = self._counts[slots].astype(np.int64)
+        self._ids, self._signs = self._ids[rows], self._signs[rows]
+        self._starts[slots] = np.cumsum(counts) - counts
+        self._used = self._live
+
+    def _column(self, column: NDArray[np.int32], slots: NDArray[np.int64]) -> NDArray[np.int32]:
+        if len(slots) and int(slots.max()) >= len(column):
+            inside = slots < len(column)
+            return np.where(inside, column[np.where(inside, slots, 0)] if len(column) else 0, 0).astype(np.int32)
+        return column[slots]

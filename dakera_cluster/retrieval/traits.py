@@ -1,0 +1,125 @@
+"""What the words of a memory say about it: who speaks, how long, a question or a statement, about oneself, with a date.
+
+Derived from the row alone (content and metadata), so every replica finds the same. Speaker and date come from metadata and
+``event_time``; the head of the content (``[1:56 pm on 8 May, 2023] Ann: ...``) is only the fallback, and is taken off before
+the text is embedded: a head that repeats metadata says nothing and blurs the vector of a short text.
+
+Called by writing.py (what to embed) and evidence.py (what to keep beside a memory).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from enum import IntEnum
+from typing import Any
+
+import msgspec
+
+SPEAKER_KEYS = ("speaker", "author", "sender", "role")
+"""Metadata that names who said something, the most telling first."""
+MAX_SPEAKER_CHARS = 60
+SELF_SCAN_CHARS = 600
+"""First-person words are counted at the beginning only: a long text mentions everything somewhere."""
+MAX_SELF = 3
+
+_HEAD = re.compile(r"\s*\[(?P<date>[^\]\n]{4,60})\]\s*(?:(?P<speaker>[^:\n\[\]]{1,40}):\s+)?")
+_WORD = re.compile(r"\w+(?:['’]\w+)*")
+_SELF = re.compile(r"\b(?:i|i['’](?:m|ve|d|ll)|my|me|mine|myself)\b", re.IGNORECASE)
+_NUMBER = re.compile(
+    r"\b(?:\d[\d,.]*|one|two|three|four|five|six|seven|eight|nine|ten|dozen|twice|once|both|couple|few|several)\b|[$€£%]",
+    re.IGNORECASE,
+)
+_TIME_WORDS = re.compile(
+    r"\b(?:yesterday|today|tonight|tomorrow|last|next|ago|week|weekend|month|year|years|recently|just|since|"
+    r"(?:mon|tues|wednes|thurs|fri|satur|sun)day|january|february|march|april|may|june|july|august|september|october|"
+    r"november|december|few days|this morning|(?:19|20)\d\d)\b",
+    re.IGNORECASE,
+)
+
+
+class Role(IntEnum):
+    """Who speaks in a log of a person and a machine; PERSON is also everybody with a name of his own."""
+
+    PERSON = 0
+    USER = 1
+    ASSISTANT = 2
+
+
+_ROLES = {
+    **dict.fromkeys(("user", "human", "customer", "client"), Role.USER),
+    **dict.fromkeys(("assistant", "ai", "bot", "agent", "model", "system", "tool", "chatbot"), Role.ASSISTANT),
+}
+
+
+class Traits(msgspec.Struct, frozen=True):
+    """Of one memory. ``words`` counts the body, ``about_self`` is 0 to 1, ``speaker`` is lower case or None."""
+
+    speaker: str | None
+    role: Role
+    words: int
+    has_time: bool
+    has_number: bool
+    about_self: float
+
+
+class Spoken(msgspec.Struct, frozen=True):
+    """A content taken apart: ``head_date`` is the text in the brackets of its head, None without one."""
+
+    speaker: str | None
+    head_date: str | None
+    body: str
+
+
+def spoken(content: str, metadata: Mapping[str, Any] | None) -> Spoken:
+    """Speaker and body of a content."""
+    named = _named(metadata)
+    head = _HEAD.match(content)
+    if head is not None and any(char.isdigit() for char in head["date"]):
+        return Spoken(named or (head["speaker"] or "").strip() or None, head["date"], content[head.end() :])
+    body = content
+    if named is not None and content[: len(named) + 1].lower() == f"{named.lower()}:":
+        body = content[len(named) + 1 :].lstrip()
+    return Spoken(named, None, body)
+
+
+def role_of(speaker: str | None) -> Role:
+    """The role a speaker's name stands for."""
+    return _ROLES.get(speaker.strip().lower(), Role.PERSON) if speaker else Role.PERSON
+
+
+def canonical_text(content: str, metadata: Mapping[str, Any] | None) -> str:
+    """The text to embed: ``Ann: ...`` for a named speaker, the body alone for a role or nobody."""
+    parts = spoken(content, metadata)
+    if not parts.body.strip():
+        return content
+    if parts.speaker is None or role_of(parts.speaker) is not Role.PERSON:
+        return parts.body
+    return f"{parts.speaker}: {parts.body}"
+
+
+def traits_of(content: str, metadata: Mapping[str, Any] | None) -> Traits:
+    """The traits of a memory."""
+    parts = spoken(content, metadata)
+    return Traits(
+        speaker=parts.speaker.lower() if parts.speaker else None,
+        role=role_of(parts.speaker),
+        words=len(_WORD.findall(parts.body)),
+        has_time=_TIME_WORDS.search(parts.body) is not None,
+        has_number=_NUMBER.search(parts.body) is not None,
+        about_self=min(MAX_SELF, len(_SELF.findall(parts.body[:SELF_SCAN_CHARS]))) / MAX_SELF,
+    )
+
+
+def length_score(words: float) -> float:
+    """0 for nothing, 1 from 40 words on: below that, longer says more; beyond it, longer is only longer."""
+    return math.log1p(min(words, 40)) / math.log(41)
+
+
+def _named(metadata: Mapping[str, Any] | None) -> str | None:
+    for key in SPEAKER_KEYS:
+        value = (metadata or {}).get(key)
+        if isinstance(value, str) and 0 < len(value.strip()) <= MAX_SPEAKER_CHARS:
+            return value.strip()
+    return None
