@@ -219,9 +219,8 @@ class RowStore:
         page_bytes: int = PAGE_BYTES,
     ) -> AsyncIterator[list[tuple[bytes, bytes]]]:
         """Like ``scan``, as pages that are read in a worker thread. The view is of the moment of the first page."""
-        loop = asyncio.get_running_loop()
         cursor = self._cursor(family, prefix, start, end, reverse=reverse)
-        while page := await loop.run_in_executor(self._readers, cursor.take, page_rows, page_bytes):
+        while page := await self._in_reader(lambda: cursor.take(page_rows, page_bytes)):
             yield page
 
     async def checkpoint(self, path: Path | str) -> None:
@@ -230,12 +229,12 @@ class RowStore:
         It holds every commit acknowledged before the call, and perhaps later ones.
         """
         handle = self._open_handle()
-        await asyncio.get_running_loop().run_in_executor(self._readers, handle.checkpoint, Path(path))
+        await self._in_reader(lambda: handle.checkpoint(Path(path)))
 
     async def compact(self, family: str) -> None:
         """Give the space of deleted rows back to the file system."""
         handle = self._open_handle()
-        await asyncio.get_running_loop().run_in_executor(self._readers, handle.compact, family)
+        await self._in_reader(lambda: handle.compact(family))
 
     def approximate_size(self, family: str) -> FamilySize:
         """Estimate of one column family, from counters RocksDB keeps."""
@@ -299,6 +298,13 @@ class RowStore:
         cursor = self._open_handle().cursor(family, start, end, reverse=reverse)
         self._cursors.add(cursor)
         return cursor
+
+    async def _in_reader(self, work: Callable[[], T]) -> T:
+        try:
+            waiting = asyncio.get_running_loop().run_in_executor(self._readers, work)
+        except RuntimeError:
+            raise StorageError("row store: closed") from None
+        return await waiting
 
     def _open_handle(self) -> RocksHandle:
         handle = self._handle

@@ -124,6 +124,19 @@ async def test_many_scans_at_once_keep_to_their_own_ranges(store: RowStore) -> N
     assert found == [[b"%04d" % (n + m) for m in range(30)] for n in range(0, 1900, 20)]
 
 
+async def test_a_scan_over_a_closed_store_says_so(tmp_path: Path) -> None:
+    store = RowStore.open(tmp_path / "db", FAMILIES)
+    await store.commit(WriteBatch().put("rows", b"a", b"").put("rows", b"b", b""))
+    pages, scan = store.pages("rows", page_rows=1), store.scan("rows")
+    assert await anext(pages) == [(b"a", b"")]
+    await asyncio.to_thread(store.close)
+    with pytest.raises(StorageError, match="closed"):
+        await anext(pages)
+    with pytest.raises(StorageError, match="closed"):
+        next(scan)
+    RowStore.open(tmp_path / "db", FAMILIES).close()
+
+
 async def test_prepare_functions_serialise_read_modify_write(store: RowStore) -> None:
     def increment(view: ReadView) -> tuple[WriteBatch, int]:
         value = int(view.get("rows", b"n") or b"0") + 1

@@ -80,6 +80,7 @@ def set_fault(directory: Path | str, *, write: int = 0, sync: int = 0) -> None:
     path = _state(Path(directory).resolve()) / "fault"
     lines = [f"{what} {number}" for what, number in (("write", write), ("sync", sync)) if number]
     if lines:
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".new")
         temporary.write_text("\n".join(lines))
         temporary.rename(path)
