@@ -126,7 +126,11 @@ class Approximate(ABC):
         """Arrays for a dump."""
         with self._lock:
             blob = faiss().serialize_index(self._index)
-        return {"ann": blob, "ann_slots": self._slots[: self._size], "ann_alive": self._alive[: self._size]}
+        return {
+            "ann": blob,
+            "ann_slots": self._slots[: self._size].copy(),
+            "ann_alive": self._alive[: self._size].copy(),
+        }
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
         """Fill an untrained object from ``encoded()``'s arrays. Raises ValueError when they do not fit."""

@@ -36,8 +36,13 @@ class _Header(msgspec.Struct, frozen=True, array_like=True):
     arrays: list[_Array]
 
 
-def pack(kind: str, version: int, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
-    """Serialise ``arrays`` and the msgpack-able ``meta`` as one dump of a ``kind`` of view."""
+def pack(
+    kind: str, version: int, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+) -> list[bytes | memoryview]:
+    """Serialise ``arrays`` and the msgpack-able ``meta``: the parts, in order, of one dump of a ``kind`` of view.
+
+    Arrays are not copied: the parts must be written before the arrays change. Joining them doubles the memory.
+    """
     entries: list[_Array] = []
     chunks: list[bytes | memoryview] = []
     offset = 0
@@ -52,7 +57,7 @@ def pack(kind: str, version: int, meta: Mapping[str, Any], arrays: Mapping[str, 
     header = msgspec.msgpack.encode(_Header(kind, version, dict(meta), entries))
     body_start = _body_start(len(header))
     gap = bytes(body_start - _PREFIX.size - len(header))
-    return b"".join([_PREFIX.pack(MAGIC, len(header), body_start + offset), header, gap, *chunks])
+    return [_PREFIX.pack(MAGIC, len(header), body_start + offset), header, gap, *chunks]
 
 
 def unpack(kind: str, version: int, data: bytes | memoryview) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -297,6 +297,10 @@ class FullTextIndex:
 
     def dump(self) -> bytes:
         """The view as bytes."""
+        return b"".join(self.dump_parts())
+
+    def dump_parts(self) -> list[bytes | memoryview]:
+        """``dump`` in parts to be written one after the other, at any time: half the memory of ``dump``."""
         return self._postings.dump()
 
     @classmethod

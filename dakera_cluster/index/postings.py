@@ -283,10 +283,10 @@ class Postings:
             self._home[moved] = home
         return True
 
-    def dump(self) -> bytes:
-        """The postings as bytes (the tail is sealed first)."""
+    def dump(self) -> list[bytes | memoryview]:
+        """The postings as the parts of a dump (the tail is sealed first); later writes do not change them."""
         self.seal()
-        arrays: dict[str, np.ndarray] = {"lengths": self.lengths, "home": self._home}
+        arrays: dict[str, np.ndarray] = {"lengths": self.lengths.copy(), "home": self._home.copy()}
         for home, segment in self._segments.items():
             arrays |= {f"{home}.{name}": array for name, array in segment.arrays().items()}
         meta = {"segments": [[home, segment.documents] for home, segment in self._segments.items()]}

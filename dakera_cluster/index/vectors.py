@@ -24,7 +24,7 @@ import numpy as np
 from dakera_cluster.index import dump
 from dakera_cluster.index.ann import Approximate
 from dakera_cluster.index.arrays import best
-from dakera_cluster.index.flat import Metric, VectorRows
+from dakera_cluster.index.flat import CHUNK_ROWS, Metric, VectorRows
 from dakera_cluster.index.hnsw import Hnsw
 from dakera_cluster.index.ivf import SAMPLE_PER_LIST, Ivf
 from dakera_cluster.model.errors import CorruptionError, DimensionMismatchError, EmptyVectorError, InvalidRequestError
@@ -142,7 +142,8 @@ class VectorIndex:
             slots, vectors = slots[reverse], vectors[reverse]
         with self._lock:
             self._withdraw(slots)
-            self._rows.put(slots, vectors)
+            for start in range(0, len(slots), CHUNK_ROWS):
+                self._rows.put(slots[start : start + CHUNK_ROWS], vectors[start : start + CHUNK_ROWS])
 
     def remove(self, slots: np.ndarray) -> None:
         """Forget ``slots``; slots that hold nothing are ignored."""
@@ -354,11 +355,15 @@ class VectorIndex:
             raise EmptyVectorError("must have at least one component", field="vector")
         if components != self.dimension:
             raise DimensionMismatchError(f"expected {self.dimension} components, got {components}", field="vector")
-        if not (np.abs(values) <= MAX_COMPONENT).all():
+        if values.size and not (values.min() >= -MAX_COMPONENT and values.max() <= MAX_COMPONENT):
             raise InvalidRequestError(f"every component must be a number within +-{MAX_COMPONENT:g}", field="vector")
 
     def dump(self) -> bytes:
         """The view as bytes: rows, and the approximate index when it is whole."""
+        return b"".join(self.dump_parts())
+
+    def dump_parts(self) -> list[bytes | memoryview]:
+        """``dump`` in parts to be written one after the other, at any time: half the memory of ``dump``."""
         with self._lock:
             meta = {"dimension": self.dimension, "metric": self.metric.value, "index_type": self.index_type.value}
             arrays = self._rows.encoded()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from dakera_cluster.index.dump import ALIGNMENT_BYTES, pack, unpack
+from dakera_cluster.index import dump
+from dakera_cluster.index.dump import ALIGNMENT_BYTES, unpack
 from dakera_cluster.model.errors import CorruptionError
+
+
+def pack(kind: str, version: int, meta: dict[str, Any], given_arrays: dict[str, np.ndarray]) -> bytes:
+    return b"".join(dump.pack(kind, version, meta, given_arrays))
+
 
 some_arrays = st.dictionaries(
     st.text("abc.", min_size=1, max_size=4),

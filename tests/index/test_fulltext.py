@@ -321,6 +321,16 @@ def test_damaged_dump_is_refused_or_harmless(data: st.DataObject) -> None:
     loaded.search("dog river ca*", 10)
 
 
+def test_parts_of_a_dump_do_not_follow_later_writes() -> None:
+    index = FullTextIndex()
+    index.add_many(range(20), ["a dog ran"] * 20)
+    before = index.dump()
+    parts = index.dump_parts()
+    index.remove(3)
+    index.add_many(range(10, 40), ["cats"] * 30)
+    assert b"".join(parts) == before
+
+
 def test_dump_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     blob = FullTextIndex().dump()
     monkeypatch.setattr(module, "DUMP_VERSION", 99)

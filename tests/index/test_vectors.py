@@ -466,6 +466,17 @@ def test_damaged_dump_is_refused_or_harmless(data: st.DataObject) -> None:
     assert len(slots) == min(10, len(loaded))
 
 
+def test_parts_of_a_dump_do_not_follow_later_writes() -> None:
+    index = VectorIndex(4, flat_threshold=10)
+    index.add(np.arange(30), np.random.default_rng(0).standard_normal((30, 4)))
+    settle(index)
+    before = index.dump()
+    parts = index.dump_parts()
+    index.remove(np.arange(10))
+    index.add(np.arange(20, 40), np.ones((20, 4)))
+    assert b"".join(parts) == before
+
+
 def test_dump_of_another_view_or_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     blob = VectorIndex(4).dump()
     monkeypatch.setattr(module, "DUMP_VERSION", 2)
