@@ -58,11 +58,13 @@ lint: $(STAMP)-lint $(STAMP)-test ## style, types and the import law
 	$(BIN)/mypy --strict
 	$(BIN)/lint-imports
 
-docs: $(STAMP)-node ## regenerate what is generated: the configuration tables of the README
+docs: $(STAMP)-node ## regenerate what is generated: the README's configuration tables, docs/openapi.json
 	$(BIN)/python -m ops.config_table
+	$(BIN)/python -m ops.openapi_file
 
 docs-check: $(STAMP)-node
 	$(BIN)/python -m ops.config_table --check
+	$(BIN)/python -m ops.openapi_file --check
 
 bench: $(STAMP)-bench model ## store, recall, memory and start-up beside chromadb (SIZES=1k,10k, BENCH=--full)
 	$(BIN)/python -m ops.bench $(if $(SIZES),--sizes $(SIZES)) $(BENCH)
