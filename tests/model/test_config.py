@@ -264,6 +264,20 @@ class TestUnknownNames:
         assert load({name: "anything"})[1] == []
 
 
+class TestWithoutEffect:
+    def test_what_an_operator_relies_on_is_warned_about_by_name_while_it_is_not_in_force(self) -> None:
+        unmet = [row for row in ROWS if row.var.relied_on and not row.var.effect]
+        texts = {"DAKERA_AUDIT_LOG": "true", "DAKERA_CLUSTER_MODE": "true", "DAKERA_PEER_TLS_CERT": "c.pem"}
+        env = {row.var.name: texts.get(row.var.name, "ab" * 32) for row in unmet}
+        env |= {"DAKERA_BUCKET_PATH": "/b", "DAKERA_PEER_TLS_KEY": "k.pem"}
+        _, warnings = load(env)
+        named = [warning.name for warning in warnings if warning.kind is WarningKind.UNMET]
+        assert named == [row.var.name for row in unmet]
+
+    def test_asking_for_nothing_is_met(self) -> None:
+        assert not [warning for warning in load({"DAKERA_AUDIT_LOG": "0"})[1] if warning.kind is WarningKind.UNMET]
+
+
 class TestStacks:
     def test_the_high_availability_stack_starts_unchanged(self) -> None:
         env = {
@@ -301,7 +315,7 @@ class TestStacks:
             "DAKERA_API_ADVERTISE": "http://dakera-1:3000",
         }
         settings, warnings = load(env)
-        assert {warning.kind for warning in warnings} <= {WarningKind.NO_EFFECT}
+        assert {warning.kind for warning in warnings} <= {WarningKind.NO_EFFECT, WarningKind.UNMET}
         assert settings.cluster.seeds == (HostPort("dakera-2", 7946), HostPort("dakera-3", 7946))
         assert settings.gossip_bind == HostPort("0.0.0.0", 7946)
         assert settings.storage.tiering

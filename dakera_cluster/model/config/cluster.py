@@ -57,7 +57,12 @@ _SEEDS = Many(Endpoint(GOSSIP_PORT))
 class Cluster(msgspec.Struct, frozen=True, kw_only=True):
     enabled: Annotated[
         bool,
-        Var("DAKERA_CLUSTER_MODE", Bool(also_true=("ha",)), "one of many nodes; otherwise a cluster of one"),
+        Var(
+            "DAKERA_CLUSTER_MODE",
+            Bool(also_true=("ha",)),
+            "one of many nodes; otherwise a cluster of one",
+            relied_on=True,
+        ),
     ] = False
     node_id: Annotated[
         str | None,
@@ -107,7 +112,7 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
         Var("DAKERA_API_ADVERTISE", Url(), "own REST URL told to peers", unset="the bound address"),
     ] = None
     gossip_key: Annotated[
-        Secret | None, Var("DAKERA_GOSSIP_KEY", SecretKey(), "seals gossip packets", unset="not sealed")
+        Secret | None, Var("DAKERA_GOSSIP_KEY", SecretKey(), "seals gossip packets", unset="not sealed", relied_on=True)
     ] = None
     gossip_key_previous: Annotated[
         Secret | None,
@@ -120,10 +125,12 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
             SecretText(8),
             "shared by all nodes: peers prove that they know it",
             unset="derived from the root key",
+            relied_on=True,
         ),
     ] = None
     peer_tls_cert: Annotated[
-        str | None, Var("DAKERA_PEER_TLS_CERT", Path(), "certificate for peer connections (PEM)", unset="no TLS")
+        str | None,
+        Var("DAKERA_PEER_TLS_CERT", Path(), "certificate for peer connections (PEM)", unset="no TLS", relied_on=True),
     ] = None
     peer_tls_key: Annotated[str | None, Var("DAKERA_PEER_TLS_KEY", Path(), "its private key (PEM)")] = None
     peer_tls_ca: Annotated[str | None, Var("DAKERA_PEER_TLS_CA", Path(), "authority that signs peers (PEM)")] = None

@@ -52,6 +52,7 @@ class WarningKind(enum.StrEnum):
     UNKNOWN = "unknown"
     SHADOWED = "shadowed"
     NO_EFFECT = "no_effect"
+    UNMET = "unmet"
     RISKY = "risky"
 
 
@@ -86,7 +87,11 @@ def load(env: Mapping[str, str], toml: Mapping[str, Any] | None = None) -> tuple
             problems.append(_problem(row, found))
             continue
         given[row.section, row.field] = found
-        if not row.var.effect:
+        if not row.var.effect and row.var.relied_on and values[row.section][row.field] != row.default:
+            warnings.append(
+                ConfigWarning(WarningKind.UNMET, found.name, "NOT in force: this release does not do it yet")
+            )
+        elif not row.var.effect:
             warnings.append(ConfigWarning(WarningKind.NO_EFFECT, found.name, "accepted, but without effect"))
     warnings.extend(_unknown_variables(env))
     warnings.extend(_unknown_keys(unread))

@@ -38,7 +38,9 @@ class Observability(msgspec.Struct, frozen=True, kw_only=True):
     loop_lag_warn_ms: Annotated[
         int, Var("DAKERA_LOOP_LAG_WARN_MS", Duration("ms", 1), "event-loop lag above this is logged")
     ] = 100
-    audit_log: Annotated[bool, Var("DAKERA_AUDIT_LOG", Bool(), "write one JSON line per request")] = False
+    audit_log: Annotated[bool, Var("DAKERA_AUDIT_LOG", Bool(), "write one JSON line per request", relied_on=True)] = (
+        False
+    )
     audit_log_path: Annotated[str, Var("DAKERA_AUDIT_LOG_PATH", Path(), "file of the audit log")] = "./audit.log"
     tracing_enabled: Annotated[bool, Var("DAKERA_TRACING_ENABLED", Bool(), "send OpenTelemetry traces")] = False
     otlp_endpoint: Annotated[str, Var("OTEL_EXPORTER_OTLP_ENDPOINT", Url(), "collector of the traces")] = (

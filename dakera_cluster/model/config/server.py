@@ -43,7 +43,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     ] = ("*",)
     allowed_hosts: Annotated[
         tuple[str, ...],
-        Var("DAKERA_ALLOWED_HOSTS", Many(Text()), "accepted Host headers", unset="any"),
+        Var("DAKERA_ALLOWED_HOSTS", Many(Text()), "accepted Host headers", unset="any", relied_on=True),
     ] = ()
     request_timeout_s: Annotated[
         int, Var("DAKERA_REQUEST_TIMEOUT", Duration("s", 1, 86_400), "longest time one request may take", effect=True)

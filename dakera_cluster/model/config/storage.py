@@ -87,7 +87,13 @@ class Storage(msgspec.Struct, frozen=True, kw_only=True):
     ] = Cipher.AES_256_GCM
     encryption_key: Annotated[
         Secret | None,
-        Var("DAKERA_ENCRYPTION_KEY", SecretText(8), "64 hexadecimal digits, or a passphrase", unset="not encrypted"),
+        Var(
+            "DAKERA_ENCRYPTION_KEY",
+            SecretText(8),
+            "64 hexadecimal digits, or a passphrase",
+            unset="not encrypted",
+            relied_on=True,
+        ),
     ] = None
     view_snapshot_s: Annotated[
         int,

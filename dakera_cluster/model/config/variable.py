@@ -26,6 +26,8 @@ class Var:
     """`section.key` in the file; the field's own `section.field` when empty."""
     effect: bool = False
     """Whether the node acts on it. A row without effect is accepted so that existing stacks start unchanged."""
+    relied_on: bool = False
+    """Whether an operator who sets it relies on it for safety: without effect, it is warned about by name."""
     unset: str = "–"
     """What holds when the field's default is None, as the table shows it."""
 
