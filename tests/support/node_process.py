@@ -75,6 +75,23 @@ class NodeProcess:
             process.kill()
             process.wait(STOP_TIMEOUT_S)
 
+    def kill(self) -> None:
+        """SIGKILL, at once."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait(STOP_TIMEOUT_S)
+
+    def wait(self) -> int:
+        """The exit status, once the process has ended by itself."""
+        assert self._process is not None
+        return self._process.wait(STOP_TIMEOUT_S)
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     @property
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
