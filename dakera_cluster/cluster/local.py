@@ -1,36 +1,51 @@
-"""The cluster of one: every shard here, every call inside the process.
+"""The cluster of one: a map with one member, and every call inside the process.
 
-It has the same shape as the cluster of many (placement, transport), so nothing above it knows the difference. Called by
-the composition root.
+It has the same shape as the cluster of many, so nothing above it knows the difference, and its map is the seed of a larger
+cluster: the first leader publishes it, and moves begin from there. Called by the composition root.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable
 
+from dakera_cluster.cluster.holdings import Holdings
+from dakera_cluster.cluster.maps import Maps
 from dakera_cluster.model.ids import NodeId, ShardId
+from dakera_cluster.protocols.rebalance import LiveNode, birth
+from dakera_cluster.protocols.transfer import BIRTH_VERSION, Duty, Holding, Mode, Stage, duty
 from dakera_cluster.shard import ops
-from dakera_cluster.shard.host import Host
 
-
-class LocalPlacement:
-    """All shards on one node."""
-
-    version = 0
-
-    def __init__(self, node: NodeId, shards: int) -> None:
-        self.shards = shards
-        self._readers = (node,)
-
-    def readers(self, shard: ShardId) -> Sequence[NodeId]:
-        return self._readers
+ALONE_EPOCH = 0
 
 
 class LocalTransport:
-    """Requests to this node's own host."""
+    """Requests to this node's own replicas."""
 
-    def __init__(self, host: Host) -> None:
-        self._host = host
+    def __init__(self, handle: Callable[[ops.Request], Awaitable[ops.Answer]]) -> None:
+        self._handle = handle
 
     async def call(self, node: NodeId, request: ops.Request) -> ops.Answer:
-        return await self._host.handle(request)
+        return await self._handle(request)
+
+
+async def be_alone(
+    maps: Maps, holdings: Holdings, cluster_id: str, node: NodeId, disk: int, replication_factor: int
+) -> None:
+    """Give a node its own map when it has none, and its newborn shards their records."""
+    if maps.current is None:
+        await maps.adopt(birth(cluster_id, ALONE_EPOCH, {node: LiveNode(disk)}, maps.shards, replication_factor))
+    await note_births(maps, holdings, node, disk)
+
+
+async def note_births(maps: Maps, holdings: Holdings, node: NodeId, disk: int) -> None:
+    """Record the shards that were born here with the cluster: empty, and complete from the start."""
+    assert maps.current is not None
+    member = maps.current.member(node)
+    same_disk = member is not None and member.disk == disk
+    born = [
+        Holding(ShardId(shard), BIRTH_VERSION, Mode.JOIN, Stage.READY)
+        for shard, state in enumerate(maps.current.shards)
+        if duty(holdings.get(ShardId(shard)), state, node, same_disk=same_disk) is Duty.BIRTH
+    ]
+    if born:
+        await holdings.put(*born)

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections import Counter
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from dakera_cluster.cluster.catalog import Catalog
+from dakera_cluster.cluster.gate import OutdatedMapError
+from dakera_cluster.cluster.maps import Maps
+from dakera_cluster.model.errors import DakeraError, InternalError, ServiceUnavailableError, StorageError
 from dakera_cluster.model.ids import NodeId, ShardId, partition_of, shard_of
 from dakera_cluster.model.rows import Kind, encode_value
 from dakera_cluster.shard import ops
@@ -23,23 +27,32 @@ from dakera_cluster.shard.search import fold
 
 A = TypeVar("A")
 
+MAP_ROUNDS = 4
+"""How often a read starts over because the map changed under it."""
 
-class Placement(Protocol):
-    """Where shards are."""
 
-    @property
-    def shards(self) -> int:
-        """How many shards the cluster has, fixed when it was born."""
-        ...
+class Hedge:
+    """When a read has taken so long that a second replica is asked as well: the 95th percentile of recent reads, within
+    bounds (Dean and Barroso, "The tail at scale", 2013)."""
 
-    @property
-    def version(self) -> int:
-        """Version of the map the answers below are from."""
-        ...
+    LEAST_S = 0.02
+    MOST_S = 0.5
+    SAMPLES = 256
 
-    def readers(self, shard: ShardId) -> Sequence[NodeId]:
-        """Nodes that may answer reads of the shard, best first."""
-        ...
+    def __init__(self) -> None:
+        self._recent: deque[float] = deque(maxlen=self.SAMPLES)
+        self._since = 0
+        self.delay_s = self.MOST_S
+        self.hedged = 0
+
+    def note(self, spent_s: float) -> None:
+        """A read that took so long."""
+        self._recent.append(spent_s)
+        self._since += 1
+        if self._since >= self.SAMPLES // 8:
+            self._since = 0
+            ordered = sorted(self._recent)
+            self.delay_s = min(self.MOST_S, max(self.LEAST_S, 2 * ordered[int(0.95 * (len(ordered) - 1))]))
 
 
 class Transport(Protocol):
@@ -53,27 +66,24 @@ class Transport(Protocol):
 class Router:
     """Reads, wherever the rows are."""
 
-    def __init__(self, placement: Placement, transport: Transport, catalog: Catalog) -> None:
-        self._placement = placement
+    def __init__(self, maps: Maps, transport: Transport, catalog: Catalog) -> None:
+        self._maps = maps
         self._transport = transport
         self._catalog = catalog
-
-    @property
-    def version(self) -> int:
-        return self._placement.version
+        self._hedge = Hedge()
 
     def shard_for(self, namespace: str, row_id: str) -> ShardId:
         """The shard of a row."""
         partitions = self._catalog.effective(namespace).partitions
-        return shard_of(namespace, partition_of(row_id, partitions), self._placement.shards)
+        return shard_of(namespace, partition_of(row_id, partitions), self._maps.shards)
 
     def shards_of(self, namespace: str) -> list[ShardId]:
         """Every shard that may hold rows of the namespace."""
         partitions = self._catalog.effective(namespace).partitions
-        return sorted({shard_of(namespace, part, self._placement.shards) for part in range(partitions)})
+        return sorted({shard_of(namespace, part, self._maps.shards) for part in range(partitions)})
 
     def every_shard(self) -> list[ShardId]:
-        return [ShardId(number) for number in range(self._placement.shards)]
+        return [ShardId(number) for number in range(self._maps.shards)]
 
     async def read(self, namespace: str, kind: Kind, ids: Sequence[str]) -> dict[str, bytes]:
         """id -> encoded body of the rows that exist, tombstones included."""
@@ -83,7 +93,7 @@ class Router:
         found: dict[str, bytes] = {}
 
         async def one(shard: ShardId, some: list[str]) -> None:
-            answer = await self._ask(shard, ops.Read(shard, self.version, namespace, kind, some), ops.Bodies)
+            answer = await self._ask(shard, ops.Read(shard, 0, namespace, kind, some), ops.Bodies)
             found.update((i, body) for i, body in zip(some, answer.bodies, strict=True) if body is not None)
 
         await _gather(one(shard, some) for shard, some in by_shard.items())
@@ -92,7 +102,7 @@ class Router:
     async def search(self, namespace: str, request: Callable[[ShardId, int], ops.Request], k: int) -> ops.Hits:
         """The best ``k`` hits over all parts, by score, ties by id."""
         shards = self.shards_of(namespace)
-        parts = await _gather(self._ask(s, request(s, self.version), ops.Hits) for s in shards)
+        parts = await _gather(self._ask(s, request(s, 0), ops.Hits) for s in shards)
         if len(parts) == 1:
             return parts[0]
         best = heapq.nsmallest(k, (hit for part in parts for hit in part.hits), key=lambda hit: (-hit.score, hit.id))
@@ -110,9 +120,9 @@ class Router:
         parts = await _gather(
             self._ask(
                 shard,
-                msgspec.structs.replace(request, shard=shard, map_version=self.version)
+                msgspec.structs.replace(request, shard=shard, map_version=0)
                 if len(shards) == 1
-                else msgspec.structs.replace(request, shard=shard, map_version=self.version, offset=0, limit=window),
+                else msgspec.structs.replace(request, shard=shard, map_version=0, offset=0, limit=window),
                 ops.Selected,
             )
             for shard in shards
@@ -135,7 +145,7 @@ class Router:
     async def aggregate(self, request: ops.Aggregate) -> list[ops.Group]:
         """Groups over all parts, in order of their keys' encoding."""
         parts = await _gather(
-            self._ask(s, msgspec.structs.replace(request, shard=s, map_version=self.version), ops.Groups)
+            self._ask(s, msgspec.structs.replace(request, shard=s, map_version=0), ops.Groups)
             for s in self.shards_of(request.namespace)
         )
         merged: dict[bytes, ops.Group] = {}
@@ -147,23 +157,19 @@ class Router:
     async def describe(self, namespace: str, *, compact: bool = False) -> list[ops.Description]:
         """Sizes of each part."""
         return await _gather(
-            self._ask(s, ops.Describe(s, self.version, namespace, compact), ops.Description)
-            for s in self.shards_of(namespace)
+            self._ask(s, ops.Describe(s, 0, namespace, compact), ops.Description) for s in self.shards_of(namespace)
         )
 
     async def profile(self, namespace: str, now_ms: int) -> ops.Profiled:
         """Counts over the live memories of a namespace."""
         parts = await _gather(
-            self._ask(s, ops.Profile(s, self.version, namespace, now_ms), ops.Profiled)
-            for s in self.shards_of(namespace)
+            self._ask(s, ops.Profile(s, 0, namespace, now_ms), ops.Profiled) for s in self.shards_of(namespace)
         )
         return parts[0] if len(parts) == 1 else _joined(parts)
 
     async def inventory(self, prefix: str) -> dict[str, tuple[int, int]]:
         """namespace -> (documents, bytes) of every namespace with documents whose name starts with ``prefix``."""
-        parts = await _gather(
-            self._ask(s, ops.Inventory(s, self.version, prefix), ops.Namespaces) for s in self.every_shard()
-        )
+        parts = await _gather(self._ask(s, ops.Inventory(s, 0, prefix), ops.Namespaces) for s in self.every_shard())
         found: dict[str, tuple[int, int]] = {}
         for part in parts:
             for name, documents, size in zip(part.names, part.documents, part.bytes, strict=True):
@@ -175,15 +181,71 @@ class Router:
         """namespace -> ids of documents whose time is up, at most ``limit`` a shard."""
         found: dict[str, list[str]] = {}
         for shard in self.every_shard():
-            answer = await self._ask(shard, ops.Expired(shard, self.version, now_ms, limit), ops.Places)
+            answer = await self._ask(shard, ops.Expired(shard, 0, now_ms, limit), ops.Places)
             for namespace, row_id in answer.places:
                 found.setdefault(namespace, []).append(row_id)
         return found
 
     async def _ask(self, shard: ShardId, request: ops.Request, kind: type[A]) -> A:
-        answer = await self._transport.call(self._placement.readers(shard)[0], request)
-        assert isinstance(answer, kind), f"{type(request).__name__} was answered with {type(answer).__name__}"
-        return answer
+        """The answer of one replica: the best first, hedged when it is slower than usual, the next when it fails."""
+        for _ in range(MAP_ROUNDS):
+            order = self._maps.order
+            stamped = msgspec.structs.replace(request, map_version=self._maps.version(shard))
+            try:
+                started = time.perf_counter()
+                answer = await self._first(list(self._maps.readers(shard)), stamped)
+                self._hedge.note(time.perf_counter() - started)
+            except OutdatedMapError:
+                await self._maps.catch_up(order)
+                continue
+            if not isinstance(answer, kind):
+                raise InternalError(f"{type(request).__name__} was answered with {type(answer).__name__}")
+            return answer
+        raise ServiceUnavailableError(f"shard {shard} is moving: its map kept changing")
+
+    async def _first(self, nodes: list[NodeId], request: ops.Request) -> ops.Answer:
+        """The first good answer, asking one node after the other. Raises the last node's error."""
+        if len(nodes) == 1:
+            return await self._transport.call(nodes[0], request)
+        waiting: dict[asyncio.Task[ops.Answer], NodeId] = {}
+        errors: list[DakeraError] = []
+        try:
+            for position, node in enumerate(nodes):
+                waiting[asyncio.create_task(self._transport.call(node, request))] = node
+                last = position == len(nodes) - 1
+                while waiting:
+                    done, _ = await asyncio.wait(
+                        waiting, timeout=None if last else self._hedge.delay_s, return_when=asyncio.FIRST_COMPLETED
+                    )
+                    if not done:
+                        self._hedge.hedged += 1
+                        break
+                    answer = self._harvest(done, waiting, errors)
+                    if answer is not None:
+                        return answer
+                    if not last:
+                        break
+        finally:
+            for task in waiting:
+                task.cancel()
+        raise errors[-1]
+
+    def _harvest(
+        self,
+        done: set[asyncio.Task[ops.Answer]],
+        waiting: dict[asyncio.Task[ops.Answer], NodeId],
+        errors: list[DakeraError],
+    ) -> ops.Answer | None:
+        for task in done:
+            waiting.pop(task)
+            error = task.exception()
+            if error is None:
+                return task.result()
+            # Only what another replica may do better is worth asking it: a bad request is bad everywhere.
+            if not isinstance(error, ServiceUnavailableError | StorageError) or isinstance(error, OutdatedMapError):
+                raise error
+            errors.append(error)
+        return None
 
 
 def _joined(parts: Sequence[ops.Profiled]) -> ops.Profiled:

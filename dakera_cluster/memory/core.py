@@ -10,6 +10,7 @@ import math
 import secrets
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -25,6 +26,7 @@ from dakera_cluster.inference.models import TextKind
 from dakera_cluster.inference.service import Embedder, UnavailableEmbedder
 from dakera_cluster.memory.requests import MAX_TOP_K
 from dakera_cluster.model.errors import EmptyVectorError, InvalidRequestError, NamespaceNotFoundError
+from dakera_cluster.model.hlc import Stamp
 from dakera_cluster.model.ids import SESSIONS_NAMESPACE, agent_namespace, agent_of, check_id, check_namespace
 from dakera_cluster.model.memories import Memory, MemoryType, memory_of
 from dakera_cluster.model.rows import (
@@ -81,26 +83,32 @@ class Core:
 
     async def put(self, namespace: str, documents: Sequence[tuple[str, dict[str, Any]]]) -> None:
         """Write whole documents, replacing what has their ids."""
-        stamp = self.replicator.stamp()
-        await self._write([Row(namespace, Kind.DOCUMENT, i, put_document(stamp, f)) for i, f in documents])
+        await self._write(
+            len(documents),
+            lambda stamp, some: [Row(namespace, Kind.DOCUMENT, i, put_document(stamp, f)) for i, f in documents[some]],
+        )
 
     async def patch(self, namespace: str, changes: Sequence[tuple[str, dict[str, Any]]]) -> None:
         """Write fields of documents; None clears a field."""
-        stamp = self.replicator.stamp()
-        await self._write([Row(namespace, Kind.DOCUMENT, i, patch_document(stamp, f)) for i, f in changes])
+        await self._write(
+            len(changes),
+            lambda stamp, some: [Row(namespace, Kind.DOCUMENT, i, patch_document(stamp, f)) for i, f in changes[some]],
+        )
 
     async def delete(self, namespace: str, ids: Sequence[str]) -> None:
         """Write tombstones for documents and what is known of their use."""
-        stamp = self.replicator.stamp()
-        body, usage = delete_document(stamp), delete_usage(stamp)
-        rows = [
-            row for i in ids for row in (Row(namespace, Kind.DOCUMENT, i, body), Row(namespace, Kind.USAGE, i, usage))
-        ]
-        await self._write(rows)
 
-    async def _write(self, rows: list[Row]) -> None:
-        for start in range(0, len(rows), ROWS_PER_WRITE):
-            await self.replicator.write(rows[start : start + ROWS_PER_WRITE])
+        def build(stamp: Stamp, some: slice) -> list[Row]:
+            body, usage = delete_document(stamp), delete_usage(stamp)
+            kinds = ((Kind.DOCUMENT, body), (Kind.USAGE, usage))
+            return [Row(namespace, kind, i, dead) for i in ids[some] for kind, dead in kinds]
+
+        await self._write(len(ids), build)
+
+    async def _write(self, count: int, build: Callable[[Stamp, slice], list[Row]]) -> None:
+        for start in range(0, count, ROWS_PER_WRITE):
+            some = slice(start, start + ROWS_PER_WRITE)
+            await self.replicator.write(partial(_build_some, build, some))
 
     async def documents(self, namespace: str, ids: Sequence[str]) -> dict[str, Document]:
         """id -> document, of those that live and have not expired."""
@@ -181,6 +189,10 @@ class Core:
             self.memory(agent_id, i, decode_document(body), decode_usage(usage) if usage is not None else None)
             for i, body, usage in zip(page.ids, page.bodies, usages, strict=True)
         ]
+
+
+def _build_some(build: Callable[[Stamp, slice], list[Row]], some: slice, stamp: Stamp) -> list[Row]:
+    return build(stamp, some)
 
 
 def agent_tag(agent_id: str) -> str:

@@ -6,7 +6,7 @@ type and default stand here once. Ranges are checked by the services, which rais
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -17,6 +17,7 @@ MAX_BATCH = 1_000
 
 Int = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
 """An integer every JSON client can carry exactly."""
+Consistency = Literal["strong", "eventual", "bounded_staleness"]
 
 
 class Request(msgspec.Struct, kw_only=True, frozen=True):
@@ -69,7 +70,7 @@ class RecallQuery(Request, frozen=True):
     neighborhood: bool | None = None
     filter: dict[str, Any] | None = None
     explain: bool | None = None
-    consistency: str | None = None
+    consistency: Consistency | None = None
     staleness_config: dict[str, Any] | None = None
 
 
@@ -125,7 +126,7 @@ class VectorQuery(Request, frozen=True):
     include_values: bool = False
     include_metadata: bool = True
     distance_metric: str | None = None
-    consistency: str | None = None
+    consistency: Consistency | None = None
     max_staleness_ms: Int | None = None
 
 
@@ -143,7 +144,7 @@ class MultiVectorQuery(Request, frozen=True):
     include_metadata: bool = True
     include_vectors: bool = False
     filter: dict[str, Any] | None = None
-    consistency: str | None = None
+    consistency: Consistency | None = None
 
 
 class UnifiedQuery(Request, frozen=True):

@@ -112,7 +112,7 @@ class Memories:
         embedder = self._core.embedder
         missing: list[int] = []
         for position, item in enumerate(items):
-            if not item.embedding:
+            if item.embedding is None:
                 missing.append(position)
                 continue
             path = "embedding" if len(items) == 1 else f"memories[{position}].embedding"

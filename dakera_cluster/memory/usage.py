@@ -68,13 +68,14 @@ class UsageNotes:
         # A memory that was deleted meanwhile must not get a usage row of its own.
         alive = await self._core.documents(namespace, list(counts))
         before = await self._core.usages(namespace, list(alive))
-        stamp = self._core.replicator.stamp()
-        rows = []
+        totals: dict[str, int] = {}
         for row_id in alive:
             own = before[row_id].entries.get(self._node) if row_id in before else None
-            total = counts[row_id] + (own.count if own is not None else 0)
-            rows.append(Row(namespace, Kind.USAGE, row_id, note_usage(self._node, total, stamp)))
-        await self._core.replicator.write(rows)
+            totals[row_id] = counts[row_id] + (own.count if own is not None else 0)
+        node = self._node
+        await self._core.replicator.write(
+            lambda stamp: [Row(namespace, Kind.USAGE, i, note_usage(node, n, stamp)) for i, n in totals.items()]
+        )
 
     async def _keep_flushing(self) -> None:
         while True:

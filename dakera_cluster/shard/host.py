@@ -117,13 +117,14 @@ class Host:
         return await self._lanes.run(namespace, lambda: call(self.views.get(replica, namespace)))
 
     async def _apply(self, replica: Replica, request: ops.Apply) -> ops.Applied:
-        changes = await replica.apply(request.rows, self._now_ms())
+        outcome = await replica.apply(request.rows, self._now_ms())
+        changes = outcome.changes
         for namespace, group in groupby(sorted(changes, key=lambda c: c.namespace), key=lambda c: c.namespace):
             if self.views.loaded(replica.shard, namespace) is None and not self._lanes.waiting:
                 continue
             some = list(group)
             await self._lanes.run(namespace, partial(self.views.apply, replica, namespace, some), must=True)
-        return ops.Applied(len(changes))
+        return ops.Applied(len(changes), True, outcome.outrun_by)
 
     async def _describe(self, replica: Replica, request: ops.Describe) -> ops.Description:
         counts = await asyncio.to_thread(replica.counts, request.namespace)

@@ -1,6 +1,7 @@
 """What one node can ask of a replica on another: requests, answers and their encoding.
 
-The same structs serve a call inside the process and a frame between nodes, so there is one path. Requests are tagged
+The same structs serve a call inside the process and a frame between nodes, so there is one path. ``map_version`` is the
+version of the shard (`model.shardmap`) under which the asker acts; a replica that knows a newer one refuses. Requests are tagged
 unions of msgpack arrays: a field may be appended with a default, never removed or reordered, so that two releases can
 talk. ``now_ms`` travels with a read because expiry and recency must not depend on which replica answers.
 """
@@ -12,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from dakera_cluster.model.hlc import Stamp
 from dakera_cluster.model.rows import Row
 
 
@@ -73,7 +75,11 @@ class Apply(Base, tag="apply"):
 
 
 class Applied(Base, tag="applied"):
+    """``voted``: the replica has all its rows, so its ack counts. ``outrun_by``: see ``rows.outrun_by``."""
+
     changed: int
+    voted: bool = True
+    outrun_by: Stamp | None = None
 
 
 class Read(Base, tag="read"):

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
+from dakera_cluster.model.hlc import Stamp
 from dakera_cluster.model.memories import Field
-from dakera_cluster.model.rows import Kind, Row, decode_document, merge
+from dakera_cluster.model.rows import Kind, Row, decode_document, merge, outrun_by
 from dakera_cluster.protocols import digest
 from dakera_cluster.shard import keys
 from dakera_cluster.storage.batches import WriteBatch
@@ -43,6 +44,13 @@ class Change(msgspec.Struct, frozen=True, gc=False):
     body: bytes
 
 
+class Outcome(msgspec.Struct, frozen=True):
+    """What an apply did. ``outrun_by``: the youngest stored stamp that took (part of) a row's effect, if any."""
+
+    changes: list[Change]
+    outrun_by: Stamp | None
+
+
 _COUNTS_ENCODER = msgspec.msgpack.Encoder()
 _COUNTS_DECODER = msgspec.msgpack.Decoder(NamespaceCounts)
 
@@ -63,17 +71,18 @@ class Replica:
         """Place of the youngest change that is written: a scan that starts now sees all of it."""
         return self._visible
 
-    async def apply(self, rows: Sequence[Row], now_ms: int) -> list[Change]:
+    async def apply(self, rows: Sequence[Row], now_ms: int) -> Outcome:
         """Merge ``rows``; durable on return. Raises OverloadedError, StorageError or CorruptionError (nothing written)."""
         size = sum(len(row.body) + len(row.id) for row in rows)
-        changes = await self._store.commit(lambda view: self._merge(view, rows, now_ms), size_bytes=size)
-        if changes:
-            self._visible = max(self._visible, changes[-1].sequence)
-        return changes
+        outcome = await self._store.commit(lambda view: self._merge(view, rows, now_ms), size_bytes=size)
+        if outcome.changes:
+            self._visible = max(self._visible, outcome.changes[-1].sequence)
+        return outcome
 
-    def _merge(self, view: ReadView, rows: Sequence[Row], now_ms: int) -> tuple[WriteBatch, list[Change]]:
+    def _merge(self, view: ReadView, rows: Sequence[Row], now_ms: int) -> tuple[WriteBatch, Outcome]:
         batch = WriteBatch()
         changes: list[Change] = []
+        outrun: Stamp | None = None
         counts: dict[str, NamespaceCounts] = {}
         digests: dict[int, int] = {}
         written: dict[bytes, bytes] = {}
@@ -82,6 +91,9 @@ class Replica:
             key = keys.row_key(self.shard, local)
             before = written.get(key) or view.get(keys.ROWS, key)
             after = merge(row.kind, before, row.body)
+            rival = outrun_by(row.kind, before, row.body)
+            if rival is not None and (outrun is None or rival > outrun):
+                outrun = rival
             if after == before:
                 continue
             written[key] = after
@@ -103,7 +115,7 @@ class Replica:
         for bucket, value in digests.items():
             batch.put(keys.META, keys.digest_key(self.shard, bucket), value.to_bytes(8, "big"))
         self._trim(batch)
-        return batch, changes
+        return batch, Outcome(changes, outrun)
 
     def _track_life(
         self, batch: WriteBatch, counts: NamespaceCounts, local: bytes, before: bytes | None, after: bytes
