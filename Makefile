@@ -5,8 +5,10 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PORT ?= 3300
 SIZES ?=
 SEEDS ?= 2000
-DATA ?=
 BENCH ?=
+KIT ?= ../shared/bench/recall
+DATA ?= $(wildcard $(KIT)/dev-*.json)
+PEERS ?=
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -68,6 +70,10 @@ docs-check: $(STAMP)-node
 
 bench: $(STAMP)-bench model ## store, recall, memory and start-up beside chromadb (SIZES=1k,10k, BENCH=--full)
 	$(BIN)/python -m ops.bench $(if $(SIZES),--sizes $(SIZES)) $(BENCH)
+
+bench-recall: $(STAMP)-bench model ## does recall bring back the right turns (DATA=file.json ... KIT=dir PEERS=bm25,rrf)
+	@test -n "$(DATA)" || { echo "make bench-recall DATA=<file.json> KIT=<directory of locomo.py>"; exit 1; }
+	@$(foreach file,$(DATA),$(BIN)/python -m ops.bench.recall --kit $(KIT) --data $(file) --peers "$(PEERS)" &&) true
 
 clean: down ## remove the environment and everything built; data/ stays
 	rm -rf .venv build dist bench-out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
