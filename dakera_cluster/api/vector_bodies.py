@@ -10,6 +10,7 @@ from typing import Any
 from dakera_cluster.api.bodies import Natural, required
 from dakera_cluster.memory.requests import (
     AggregateQuery,
+    Consistency,
     ExportQuery,
     HybridQuery,
     Int,
@@ -76,7 +77,7 @@ class VectorQueryBody(Request, kw_only=True, frozen=True):
     include_vectors: bool = False
     include_metadata: bool = True
     distance_metric: str | None = None
-    consistency: str | None = None
+    consistency: Consistency | None = None
     staleness_config: StalenessConfig | None = None
 
     def query(self) -> VectorQuery:
@@ -145,7 +146,7 @@ class MultiVectorBody(Request, kw_only=True, frozen=True):
     include_metadata: bool = True
     include_vectors: bool = False
     filter: dict[str, Any] | None = None
-    consistency: str | None = None
+    consistency: Consistency | None = None
 
     def query(self) -> MultiVectorQuery:
         """A given ``mmr_lambda`` means MMR unless ``enable_mmr`` says otherwise."""
