@@ -338,7 +338,7 @@ def test_a_suspicion_does_not_run_out_while_our_loop_stands_still() -> None:
     node.hear(0, Gossip(), claim(1, SUSPECT))
     node.now_ms += 60_000.0
     node.feed(LoopLag(60_000.0))
-    node.feed(Tick())
+    node.run(1_900.0)
     assert node.state(1) is SUSPECT
     node.hear(1, Gossip(), claim(1, ALIVE, incarnation=1))
     assert node.state(1) is ALIVE

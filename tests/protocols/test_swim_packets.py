@@ -260,6 +260,20 @@ def test_the_budget_keeps_every_packet_within_the_bound_whatever_it_says(
         assert len(taken) == len({update.node for update in waiting})
 
 
+@pytest.mark.parametrize("letter", ["x", "\N{GREEK SMALL LETTER OMEGA}", "\N{GRINNING FACE}"])
+def test_the_fullest_packet_with_the_largest_numbers_still_fits_and_wastes_little(letter: str) -> None:
+    widest = letter * (64 // len(letter.encode()))
+    most = 1 << 53
+    target = NodeId(widest)
+    for body in (Ping(2**32 - 1, target), PingRequest(2**32 - 1, target, Address(widest, 65535)), Gossip()):
+        queue = Dissemination()
+        for number in range(200):
+            queue.add(Update(NodeId(f"{number}"), BootId(1), 1, NodeState.DEAD, NodeId("o")), Urgency.DEATH)
+        taken = tuple(queue.take(update_budget_bytes(target, body), 9))
+        data = codec((KEY_A,)).encode(Packet(target, BootId(most), body, ClusterState(most, most), taken))
+        assert PACKET_MAX_BYTES - 24 <= len(data) <= PACKET_MAX_BYTES
+
+
 def test_full_state_crosses_a_stream_and_is_checked() -> None:
     sync = Sync(NodeId("a"), BootId(1), ClusterState(1, 2), packet().updates)
     data = encode_sync("blue", sync)
