@@ -1,6 +1,7 @@
-"""Who this process is: a node id that is kept on disk, and a boot number that grows with every start.
+"""Who this process is: a node id and a disk number that are kept on disk, and a boot number that grows with every start.
 
-Together they name one process for the whole cluster. Called by the composition root before anything else is started.
+Node and boot name one process for the whole cluster; the disk number tells a node that came back with its rows from one that
+came back without. Called by the composition root before anything else is started.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from dakera_cluster.storage.rows import ReadView, RowStore
 NODE_KEY = b"node/id"
 BOOT_KEY = b"node/boot"
 SHARDS_KEY = b"node/shards"
+DISK_KEY = b"node/disk"
 
 
 class Identity(msgspec.Struct, frozen=True):
     node: NodeId
     boot: BootId
+    disk: int
 
 
 async def take_identity(store: RowStore, configured: str | None, shards: int) -> Identity:
@@ -44,7 +47,8 @@ async def take_identity(store: RowStore, configured: str | None, shards: int) ->
         node = kept.decode() if kept is not None else configured or f"node-{secrets.token_hex(4)}"
         boot = int(view.get(keys.META, BOOT_KEY) or b"0") + 1
         batch = WriteBatch().put(keys.META, NODE_KEY, node.encode()).put(keys.META, BOOT_KEY, str(boot).encode())
-        batch.put(keys.META, SHARDS_KEY, str(shards).encode())
-        return batch, Identity(NodeId(node), BootId(boot))
+        disk = int(view.get(keys.META, DISK_KEY) or 1 + secrets.randbits(62))
+        batch.put(keys.META, SHARDS_KEY, str(shards).encode()).put(keys.META, DISK_KEY, str(disk).encode())
+        return batch, Identity(NodeId(node), BootId(boot), disk)
 
     return await store.commit(prepare)

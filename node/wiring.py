@@ -19,8 +19,11 @@ from pathlib import Path
 from dakera_cluster.api.server import ApiServer, make_app
 from dakera_cluster.api.settings import ApiSettings
 from dakera_cluster.cluster.catalog import Catalog
-from dakera_cluster.cluster.local import LocalPlacement, LocalTransport
-from dakera_cluster.cluster.replicator import Replicator
+from dakera_cluster.cluster.gate import Gate
+from dakera_cluster.cluster.holdings import Holdings
+from dakera_cluster.cluster.local import LocalTransport, be_alone
+from dakera_cluster.cluster.maps import Maps
+from dakera_cluster.cluster.replicator import Replicator, ReplicatorSettings
 from dakera_cluster.cluster.router import Router
 from dakera_cluster.cluster.status import NodeStatus
 from dakera_cluster.inference.embedder import Device
@@ -45,6 +48,8 @@ from dakera_cluster.model.config.storage import StorageKind
 from dakera_cluster.model.errors import DakeraError
 from dakera_cluster.model.hlc import HybridClock
 from dakera_cluster.model.ids import node_tag
+from dakera_cluster.protocols.quorum import WriteLevel
+from dakera_cluster.retrieval.options import Settings as RecallSettings
 from dakera_cluster.shard import keys
 from dakera_cluster.shard.host import Host, HostSettings
 from dakera_cluster.shard.view import ViewSettings
@@ -58,6 +63,8 @@ from node.identity import take_identity
 
 log = logging.getLogger(__name__)
 
+ALONE = "alone"
+"""Cluster id of a node that is a cluster by itself."""
 EXIT_OK = 0
 EXIT_FAILED = 1
 
@@ -141,22 +148,25 @@ async def start_node(settings: Settings, stack: contextlib.AsyncExitStack, stop:
         view_bytes=settings.storage.l1_cache_bytes,
         lanes=settings.retrieval.index_threads,
         queued_calls=settings.limits.queued_searches,
+        recall=_recall_settings(settings),
     )
     host = Host(store, view_settings, host_settings, wall_ms)
     host.start()
     stack.push_async_callback(host.close)
 
-    placement = LocalPlacement(identity.node, settings.cluster.shards)
-    transport = LocalTransport(host)
-    router = Router(placement, transport, catalog)
     clock = HybridClock(node_tag(identity.node))
-    replicator = Replicator(identity.node, router, transport, clock, wall_ms)
+    maps = Maps(store, identity.node, settings.cluster.shards)
+    holdings = Holdings(store, identity.node)
+    gate = Gate(identity.node, host, maps, holdings, clock, wall_ms)
+    await be_alone(maps, holdings, ALONE, identity.node, identity.disk, settings.cluster.replication_factor)
+    transport = LocalTransport(gate.handle)
+    router = Router(maps, transport, catalog)
+    replicator = Replicator(maps, router, transport, clock, wall_ms, _replicator_settings(settings))
+    stack.push_async_callback(replicator.close)
 
     embedder = await _embedder(settings)
     stack.push_async_callback(embedder.close)
     memory_settings = MemorySettings(
-        decay_enabled=settings.memory.decay_enabled,
-        decay_half_life_s=settings.memory.decay_half_life_s,
         rrf_k=settings.retrieval.rrf_k,
         bm25_enabled=settings.retrieval.bm25_enabled,
     )
@@ -235,6 +245,24 @@ def _objects(settings: Settings, directory: Path) -> ObjectStore:
     if storage.bucket_path is None and storage.kind is StorageKind.MEMORY:
         return MemoryObjectStore()
     return DirectoryObjectStore(storage.bucket_path or directory / "bucket")
+
+
+def _recall_settings(settings: Settings) -> RecallSettings:
+    retrieval, memory = settings.retrieval, settings.memory
+    return RecallSettings(
+        rrf_k=retrieval.rrf_k,
+        name_boost=retrieval.name_boost,
+        ml_classifier=retrieval.ml_classifier,
+        temporal_inference=retrieval.temporal_inference,
+        temporal_mult_beta=retrieval.temporal_mult_beta,
+        entity_vector_search=retrieval.entity_vector_search,
+        half_life_s=float(memory.decay_half_life_s) if memory.decay_enabled else None,
+    )
+
+
+def _replicator_settings(settings: Settings) -> ReplicatorSettings:
+    cluster = settings.cluster
+    return ReplicatorSettings(WriteLevel(cluster.write_level.value), cluster.write_timeout_ms)
 
 
 async def _embedder(settings: Settings) -> Embedder | UnavailableEmbedder:

@@ -8,7 +8,7 @@ broken clock must not decide every conflict to come. Called by the peer server a
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from dakera_cluster.cluster.holdings import Holdings
 from dakera_cluster.cluster.maps import Maps
@@ -31,7 +31,7 @@ class NotAReplicaError(ServiceUnavailableError):
 
 
 class Gate:
-    """Admission in front of a host. ``catch_up`` fetches the newest map."""
+    """Admission in front of a host."""
 
     def __init__(
         self,
@@ -41,7 +41,6 @@ class Gate:
         holdings: Holdings,
         clock: HybridClock,
         now_ms: Callable[[], int],
-        catch_up: Callable[[], Awaitable[None]],
     ) -> None:
         self._node = node
         self._host = host
@@ -49,14 +48,13 @@ class Gate:
         self._holdings = holdings
         self._clock = clock
         self._now_ms = now_ms
-        self._catch_up = catch_up
 
     async def handle(self, request: ops.Request) -> ops.Answer:
         """Judge, then answer. Raises OutdatedMapError, NotAReplicaError and what the host raises."""
         shard = ShardId(request.shard)
         verdict = admit(self._maps.state(shard), self._node, request.map_version)
         if verdict is Admission.BEHIND:
-            await self._catch_up()
+            await self._maps.catch_up(self._maps.order)
             verdict = admit(self._maps.state(shard), self._node, request.map_version)
         if verdict is Admission.OUTDATED:
             raise OutdatedMapError("the shard map has moved on", details={"order": list(self._maps.order)})

@@ -328,6 +328,10 @@ class UnavailableEmbedder:
         """Raises ModelUnavailableError; its message is the command that installs the model."""
         raise ModelUnavailableError(self.reason)
 
+    def pieces(self, ids: Sequence[int] | NDArray[np.int32]) -> list[str]:
+        """Raises ModelUnavailableError."""
+        raise ModelUnavailableError(self.reason)
+
     def count_tokens(self, texts: Sequence[str]) -> int:
         """Raises ModelUnavailableError."""
         raise ModelUnavailableError(self.reason)

@@ -6,6 +6,7 @@ helpers here are the only places where a row is made from, or read into, fields.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import secrets
 from collections.abc import Callable, Sequence
@@ -28,7 +29,7 @@ from dakera_cluster.memory.requests import MAX_TOP_K
 from dakera_cluster.model.errors import EmptyVectorError, InvalidRequestError, NamespaceNotFoundError
 from dakera_cluster.model.hlc import Stamp
 from dakera_cluster.model.ids import SESSIONS_NAMESPACE, agent_namespace, agent_of, check_id, check_namespace
-from dakera_cluster.model.memories import Memory, MemoryType, memory_of
+from dakera_cluster.model.memories import Field, Memory, MemoryType, memory_of
 from dakera_cluster.model.rows import (
     Document,
     Kind,
@@ -41,8 +42,12 @@ from dakera_cluster.model.rows import (
     patch_document,
     put_document,
 )
+from dakera_cluster.retrieval import writing
 from dakera_cluster.shard.ops import Hit, Order, Select, Selected, Where
 
+EMBEDDED_FIELDS = (Field.VECTOR, Field.TOKENS, Field.PASSAGES, Field.MODEL)
+SURELY_ONE_PASSAGE_CHARS = 200
+"""Texts up to this length are not cut: tokenising them first would cost more than it could find."""
 ROWS_PER_WRITE = 512
 PAGE = 1_000
 MAX_METADATA_BYTES = 256 * 1024
@@ -52,8 +57,6 @@ _METADATA = msgspec.msgpack.Encoder()
 class MemorySettings(msgspec.Struct, frozen=True):
     """Defaults of the memory services; times in seconds."""
 
-    decay_enabled: bool = True
-    decay_half_life_s: float = 604_800.0
     rrf_k: int = 60
     bm25_enabled: bool = True
 
@@ -76,6 +79,7 @@ class Core:
         self.embedder = embedder
         self.now_ms = now_ms
         self.settings = settings
+        self.pieces = writing.PieceRules(embedder.pieces)
 
     @property
     def now_s(self) -> int:
@@ -166,8 +170,29 @@ class Core:
             what = f"agent_id: agent {agent!r}" if agent is not None else f"namespace: namespace {namespace!r}"
             raise NamespaceNotFoundError(f"{what} does not exist", details={"namespace": namespace})
 
-    async def embed(self, texts: Sequence[str], kind: TextKind) -> Encoded:
-        return await self.embedder.embed(texts, kind)
+    async def embed(self, texts: Sequence[str], kind: TextKind, *, tokens: bool = False) -> Encoded:
+        return await self.embedder.embed(texts, kind, tokens)
+
+    async def embed_documents(self, documents: Sequence[dict[str, Any]]) -> None:
+        """Set the embedded fields of memories from their text and metadata, in one pass over all their passages.
+
+        Raises ModelUnavailableError, OverloadedError or QueryTimeoutError; then nothing is set.
+        """
+        passages = [await self._passages(fields) for fields in documents]
+        encoded = await self.embed([text for texts in passages for text in texts], TextKind.PASSAGE, tokens=True)
+        at = 0
+        for fields, texts in zip(documents, passages, strict=True):
+            part = slice(at, at + len(texts))
+            tokens = encoded.tokens[part] if encoded.tokens is not None else None
+            fields.update(writing.row_fields(Encoded(encoded.vectors[part], tokens), self.pieces))
+            fields[Field.MODEL] = self.embedder.name
+            at += len(texts)
+
+    async def _passages(self, fields: dict[str, Any]) -> list[str]:
+        text, metadata = fields[Field.TEXT], fields.get(Field.METADATA)
+        if isinstance(self.embedder, UnavailableEmbedder) or len(text) <= SURELY_ONE_PASSAGE_CHARS:
+            return writing.passages(text, metadata, _one_passage)
+        return await asyncio.to_thread(writing.passages, text, metadata, self.embedder.passages)
 
     def memory(self, agent_id: str, row_id: str, document: Document, usage: Usage | None) -> Memory:
         return memory_of(
@@ -193,6 +218,10 @@ class Core:
 
 def _build_some(build: Callable[[Stamp, slice], list[Row]], some: slice, stamp: Stamp) -> list[Row]:
     return build(stamp, some)
+
+
+def _one_passage(text: str, overlap_tokens: int, max_tokens: int) -> list[tuple[int, int]]:
+    return [(0, len(text))]
 
 
 def agent_tag(agent_id: str) -> str:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import msgspec
+
 from dakera_cluster.inference.models import TextKind
 from dakera_cluster.memory.core import (
     Core,
@@ -20,7 +22,6 @@ from dakera_cluster.memory.core import (
     check_type,
     parse_time,
 )
-from dakera_cluster.memory.decay import decayed
 from dakera_cluster.memory.requests import DEFAULT_RECALL_TOP_K, DEFAULT_SEARCH_TOP_K, RecallQuery
 from dakera_cluster.memory.services import Recalled
 from dakera_cluster.memory.store import check_content, check_tags
@@ -28,19 +29,17 @@ from dakera_cluster.memory.usage import UsageNotes
 from dakera_cluster.memory.vectors import where_of
 from dakera_cluster.model.errors import InvalidRequestError, ModelUnavailableError
 from dakera_cluster.model.ids import check_id
-from dakera_cluster.model.memories import Memory, ScoredMemory
+from dakera_cluster.model.memories import ScoredMemory
+from dakera_cluster.retrieval.options import Fusion, Options, Rerank, Routing
+from dakera_cluster.retrieval.query import QueryFeatures
+from dakera_cluster.retrieval.writing import query_features
 from dakera_cluster.shard import ops
 from dakera_cluster.shard.records import vector_bytes
 
-ROUTINGS = ("auto", "vector", "bm25", "hybrid")
-FUSIONS = ("rrf", "minmax")
 MAX_ASSOCIATED = 10
 MAX_DEPTH = 3
 MAX_ITERATIONS = 3
 MAX_QUERY_CHARS = 20_000
-IMPORTANCE_WEIGHT = 0.1
-"""How far importance, after decay, moves a score: from x (1 - w) at 0 to x (1 + w) at 1. Relevance decides, importance
-breaks near-ties."""
 
 
 class Recaller:
@@ -52,84 +51,105 @@ class Recaller:
 
     async def recall(self, agent_id: str, query: RecallQuery) -> Recalled:
         """The best memories for a question; counts as their use."""
-        recalled = await self._find(agent_id, query, check_top_k(query.top_k, DEFAULT_RECALL_TOP_K))
+        recalled = await self._find(agent_id, query, check_top_k(query.top_k, DEFAULT_RECALL_TOP_K), rerank=True)
         self._notes.note(agent_space(agent_id), [found.memory.id for found in recalled.memories])
         return recalled
 
     async def search(self, agent_id: str, query: RecallQuery) -> Recalled:
         """Like recall, without being a use."""
-        return await self._find(agent_id, query, check_top_k(query.top_k, DEFAULT_SEARCH_TOP_K))
+        return await self._find(agent_id, query, check_top_k(query.top_k, DEFAULT_SEARCH_TOP_K), rerank=False)
 
-    async def _find(self, agent_id: str, query: RecallQuery, k: int) -> Recalled:
+    async def _find(self, agent_id: str, query: RecallQuery, k: int, *, rerank: bool) -> Recalled:
         namespace = agent_space(agent_id)
         where = self._check(query)
-        routing = query.routing or "auto"
+        options = self._options(query, k, rerank=rerank)
         started = time.perf_counter()
-        vector = None if routing == "bm25" else await self._embed(query.query, routing)
+        asked = await self._features(query.query, options.routing)
         embedded = time.perf_counter()
-        mode = ops.Mode.TEXT if vector is None else ops.Mode.VECTOR if routing == "vector" else ops.Mode.HYBRID
-        now_ms = self._core.now_ms()
-        fusion = ops.Fusion(query.fusion) if query.fusion is not None else ops.Fusion.RRF
-        weight = 0.5 if query.vector_weight is None else query.vector_weight
+        vector = None if asked.vector is None else vector_bytes(asked.vector)
+        token_ids, token_vectors = asked.token_ids.tolist(), asked.token_vectors.astype("<f2").tobytes()
+        now_ms, plain = self._core.now_ms(), msgspec.to_builtins(options)
+        neighbours = query.neighborhood is True
 
         def request(shard: int, version: int) -> ops.Request:
-            return ops.Search(
-                shard, version, namespace, now_ms, mode, k, vector, query.query, where,
-                fusion=fusion, vector_weight=weight, rrf_k=self._core.settings.rrf_k,
+            return ops.Recall(
+                shard, version, namespace, now_ms, k, query.query, vector, token_ids, token_vectors, where, plain,
+                neighbours,
             )  # fmt: skip
 
         hits = await self._core.router.search(namespace, request, k)
         if hits.searched == 0:
             await self._core.require(namespace)
-        found = [self._scored(agent_id, hit, now_ms // 1000) for hit in hits.hits]
-        found.sort(key=lambda scored: (-scored.score, scored.memory.id))
         return Recalled(
-            memories=found,
-            total_found=len(found),
+            memories=[self._scored(agent_id, hit) for hit in hits.hits],
+            total_found=len(hits.hits),
             associated=[] if query.include_associated else None,
+            context=[self._core.memory_of_hit(agent_id, hit) for hit in hits.extra] if neighbours else None,
             query_embedding_time_ms=(embedded - started) * 1000,
             search_time_ms=(time.perf_counter() - embedded) * 1000,
+            explain=self._explanation(hits, asked) if query.explain else None,
         )
 
-    async def _embed(self, text: str, routing: str) -> bytes | None:
-        try:
-            return vector_bytes((await self._core.embed([text], TextKind.QUERY)).vectors[0])
-        except ModelUnavailableError:
-            if routing == "vector":
-                raise
-            return None
+    async def _features(self, text: str, routing: Routing) -> QueryFeatures:
+        now_s = self._core.now_ms() / 1000
+        encoded = None
+        if routing is not Routing.BM25:
+            try:
+                encoded = await self._core.embed([text], TextKind.QUERY, tokens=True)
+            except ModelUnavailableError:
+                if routing is Routing.VECTOR:
+                    raise
+        return query_features(text, encoded, self._core.pieces, now_s)
 
-    def _scored(self, agent_id: str, hit: ops.Hit, now_s: int) -> ScoredMemory:
-        memory = self._core.memory_of_hit(agent_id, hit)
-        weighted = hit.score * (1 + IMPORTANCE_WEIGHT * (2 * self._importance(memory, now_s) - 1))
+    def _options(self, query: RecallQuery, k: int, *, rerank: bool) -> Options:
+        """What the engine is told. Without an explicit ``rerank`` a single candidate list is returned in its own order."""
+        routing = Routing(query.routing or "auto")
+        if not self._core.settings.bm25_enabled and routing in (Routing.AUTO, Routing.HYBRID):
+            routing = Routing.VECTOR
+        if query.rerank is not None:
+            late = query.rerank in (True, Rerank.LATE)
+        else:
+            late = rerank and routing in (Routing.AUTO, Routing.HYBRID)
+        return Options(
+            k=k,
+            routing=routing,
+            rerank=Rerank.LATE if late else Rerank.NONE,
+            fusion=Fusion(query.fusion) if query.fusion is not None else None,
+            vector_weight=query.vector_weight,
+            iterations=query.iterations or 1,
+            explain=bool(query.explain),
+        )
+
+    def _scored(self, agent_id: str, hit: ops.Hit) -> ScoredMemory:
         return ScoredMemory(
-            memory=memory,
-            score=weighted,
-            weighted_score=weighted,
-            smart_score=weighted,
+            memory=self._core.memory_of_hit(agent_id, hit),
+            score=hit.score,
+            weighted_score=hit.score,
+            smart_score=hit.score,
             vector_score=hit.vector_score,
             text_score=hit.text_score,
+            explain=dict(hit.features) if hit.features is not None else None,
         )
 
-    def _importance(self, memory: Memory, now_s: int) -> float:
-        settings = self._core.settings
-        if not settings.decay_enabled:
-            return memory.importance
-        return decayed(
-            memory.importance,
-            created_s=memory.created_at,
-            accessed_s=memory.last_accessed_at,
-            now_s=now_s,
-            half_life_s=settings.decay_half_life_s,
-        )
+    @staticmethod
+    def _explanation(hits: ops.Hits, asked: QueryFeatures) -> dict[str, Any]:
+        return {
+            "question": hits.question,
+            "reranker": Rerank.LATE.value if hits.reranked else Rerank.NONE.value,
+            "embedded": asked.vector is not None,
+            "candidates": hits.matched,
+            "timings_us": hits.timings_us,
+        }
 
     def _check(self, query: RecallQuery) -> ops.Where | None:
         """The shard's condition of a request whose every value has been checked."""
         check_content(query.query, "query")
         if len(query.query) > MAX_QUERY_CHARS:
             raise InvalidRequestError(f"must be at most {MAX_QUERY_CHARS} characters", field="query")
-        check_choice(query.routing, ROUTINGS, "routing")
-        check_choice(query.fusion, FUSIONS, "fusion")
+        check_choice(query.routing, tuple(Routing), "routing")
+        check_choice(query.fusion, tuple(Fusion), "fusion")
+        if isinstance(query.rerank, str):
+            check_choice(query.rerank, tuple(Rerank), "rerank")
         check_range(query.vector_weight, "vector_weight", 0, 1)
         check_range(query.min_importance, "min_importance", 0, 1)
         check_range(query.iterations, "iterations", 1, MAX_ITERATIONS)

@@ -45,6 +45,7 @@ class Recalled(msgspec.Struct):
     memories: list[ScoredMemory]
     total_found: int
     associated: list[ScoredMemory] | None = None
+    context: list[Memory] | None = None
     query_embedding_time_ms: float = 0.0
     search_time_ms: float = 0.0
     explain: dict[str, Any] | None = None

@@ -7,12 +7,13 @@ text alone and says so in a warning: keyword recall finds it. Called by the API.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from typing import Any
 
-from dakera_cluster.inference.models import TextKind
 from dakera_cluster.memory.core import (
+    EMBEDDED_FIELDS,
     Core,
     agent_space,
     agent_tag,
@@ -123,12 +124,9 @@ class Memories:
         if not missing:
             return []
         try:
-            encoded = await self._core.embed([items[i].content for i in missing], TextKind.PASSAGE)
+            await self._core.embed_documents([fields[position] for position in missing])
         except ModelUnavailableError as error:
             return [f"stored without an embedding, found by keywords only: {error.message}"]
-        for position, vector in zip(missing, encoded.vectors, strict=True):
-            fields[position][Field.VECTOR] = vector_bytes(vector)
-            fields[position][Field.MODEL] = embedder.name
         return []
 
     async def get(self, memory_id: str, agent_id: str | None, access: Access) -> Memory:
@@ -176,9 +174,12 @@ class Memories:
         if changes.memory_type is not None:
             patch[Field.TYPE] = check_type(changes.memory_type)
         agent, document = await self.find(memory_id, agent_id, access)
-        if changes.content is not None and changes.content != document.fields.get(Field.TEXT):
-            patch[Field.VECTOR] = patch[Field.MODEL] = None
-            await self._embed([StoreItem(content=changes.content)], [patch])
+        if Field.TEXT in patch or Field.METADATA in patch:
+            merged = {**document.fields, **patch}
+            patch |= dict.fromkeys(EMBEDDED_FIELDS)
+            with contextlib.suppress(ModelUnavailableError):
+                await self._core.embed_documents([merged])
+            patch |= {name: merged.get(name) for name in EMBEDDED_FIELDS if merged.get(Field.MODEL) is not None}
         if patch:
             patch[Field.UPDATED] = self._core.now_s
             await self._core.patch(agent_namespace(agent), [(memory_id, patch)])

@@ -36,8 +36,22 @@ _NUMBERS = {
 }
 
 
+Column = np.ndarray[Any, Any]
+
+
 class Attributes:
     """Columns over slots 0 .. size-1. Slots are appended, marked dead, and never reused."""
+
+    alive: Column
+    created: Column
+    event: Column
+    importance: Column
+    type: Column
+    session: Column
+    expires: Column
+    sequence: Column
+    accesses: Column
+    accessed_ms: Column
 
     __slots__ = (*_NUMBERS, "_session_codes", "_tag_codes", "_tagged", "_tags", "live", "sessions", "size")
 

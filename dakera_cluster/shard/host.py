@@ -20,8 +20,10 @@ from typing import TypeVar
 import msgspec
 
 from dakera_cluster.model.errors import InternalError
+from dakera_cluster.retrieval.options import Settings as RecallSettings
 from dakera_cluster.shard import ops, search
 from dakera_cluster.shard.lanes import DEFAULT_LANES, DEFAULT_QUEUED_CALLS, Lanes
+from dakera_cluster.shard.recall import recall
 from dakera_cluster.shard.replica import Replica
 from dakera_cluster.shard.view import NamespaceView
 from dakera_cluster.shard.views import DEFAULT_VIEW_BYTES, SettingsOf, Views
@@ -42,6 +44,7 @@ class HostSettings(msgspec.Struct, frozen=True):
     view_bytes: int = DEFAULT_VIEW_BYTES
     lanes: int = DEFAULT_LANES
     queued_calls: int = DEFAULT_QUEUED_CALLS
+    recall: RecallSettings = RecallSettings()
 
 
 class Host:
@@ -52,6 +55,7 @@ class Host:
     ) -> None:
         self._store = store
         self._now_ms = now_ms
+        self._recall = settings.recall
         self._replicas: dict[int, Replica] = {}
         self._lanes = Lanes(settings.lanes, queued_calls=settings.queued_calls)
         self.views = Views(settings.views_directory, settings_of, limit_bytes=settings.view_bytes)
@@ -95,6 +99,9 @@ class Host:
                 return ops.Bodies(bodies)
             case ops.Search():
                 return await self._in_view(replica, request.namespace, lambda v: search.search(v, replica, request))
+            case ops.Recall():
+                settings = self._recall
+                return await self._in_view(replica, request.namespace, lambda v: recall(v, replica, request, settings))
             case ops.Select():
                 return await self._in_view(replica, request.namespace, lambda v: search.select(v, replica, request))
             case ops.Aggregate():

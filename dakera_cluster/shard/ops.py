@@ -1,8 +1,8 @@
 """What one node can ask of a replica on another: requests, answers and their encoding.
 
 The same structs serve a call inside the process and a frame between nodes, so there is one path. ``map_version`` is the
-version of the shard (`model.shardmap`) under which the asker acts; a replica that knows a newer one refuses. Requests are tagged
-unions of msgpack arrays: a field may be appended with a default, never removed or reordered, so that two releases can
+version of the shard (`model.shardmap`) under which the asker acts; a replica that knows a newer one refuses. Requests are
+tagged unions of msgpack arrays: a field may be appended with a default, never removed or reordered, so that two releases can
 talk. ``now_ms`` travels with a read because expiry and recency must not depend on which replica answers.
 """
 
@@ -127,7 +127,7 @@ class Hit(Base):
     usage: bytes | None = None
     features: dict[str, float] | None = None
     highlights: list[str] | None = None
-    context: list[str] | None = None
+    order_key: float | None = None
 
 
 class Hits(Base, tag="hits"):
@@ -136,10 +136,13 @@ class Hits(Base, tag="hits"):
     matched: int
     timings_us: dict[str, int] = {}
     extra: list[Hit] = []
+    question: str | None = None
+    reranked: bool = False
 
 
 class Recall(Base, tag="recall"):
-    """Run the recall pipeline over an agent's memories. ``options`` are the engine's per-request options."""
+    """Run the recall pipeline over an agent's memories. ``token_vectors``: float16[t, d], one a ``token_ids``; ``options``:
+    the engine's per-request options; ``neighbours``: also return what stood beside the hits."""
 
     shard: int
     map_version: int
@@ -152,6 +155,7 @@ class Recall(Base, tag="recall"):
     token_vectors: bytes
     where: Where | None
     options: dict[str, Any]
+    neighbours: bool = False
 
 
 class Select(Base, tag="select"):

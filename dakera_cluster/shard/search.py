@@ -21,7 +21,7 @@ from dakera_cluster.shard.ops import Aggregate, Group, Groups, Hit, Hits, Order,
 from dakera_cluster.shard.ranking import Ranked, rank
 from dakera_cluster.shard.records import record_of
 from dakera_cluster.shard.replica import Replica
-from dakera_cluster.shard.view import Mask, NamespaceView
+from dakera_cluster.shard.view import NamespaceView
 
 ROWS_PER_FETCH = 256
 MAX_HIGHLIGHTS = 3
@@ -30,20 +30,13 @@ MAX_HIGHLIGHTS = 3
 def search(view: NamespaceView, replica: Replica, request: Search) -> Hits:
     """The best documents with their bodies."""
     started = time.perf_counter_ns()
-    allowed = _allowed(view, request)
+    allowed = view.allowed(request.where, request.now_ms)
     ranked = rank(view, request, allowed)
     ranked_at = time.perf_counter_ns()
     hits = _hits(view, replica, request, ranked)
     matched = len(view) if allowed is None else int(allowed.sum())
     timings = {"rank": (ranked_at - started) // 1000, "fetch": (time.perf_counter_ns() - ranked_at) // 1000}
     return Hits(hits, len(view), matched, timings)
-
-
-def _allowed(view: NamespaceView, request: Search) -> Mask | None:
-    """None when every live document is allowed: the indexes hold no dead ones."""
-    if request.where is None and not view.attributes.expires[: view.attributes.size].any():
-        return None
-    return view.mask(request.where, request.now_ms)
 
 
 def _hits(view: NamespaceView, replica: Replica, request: Search, ranked: Ranked) -> list[Hit]:

@@ -20,6 +20,7 @@ from dakera_cluster.index.vectors import FLAT_THRESHOLD_ROWS, IndexType, VectorI
 from dakera_cluster.model import filters
 from dakera_cluster.model.memories import Field
 from dakera_cluster.model.rows import Kind, decode_document, decode_usage
+from dakera_cluster.retrieval.evidence import Evidence
 from dakera_cluster.shard.attributes import Attributes
 from dakera_cluster.shard.ops import Where
 from dakera_cluster.shard.records import record_of, vector_of
@@ -68,6 +69,7 @@ class NamespaceView:
         self.attributes = Attributes()
         self.text = FullTextIndex(settings.bm25_k1, settings.bm25_b, self._text_of)
         self.vectors: VectorIndex | None = None
+        self.evidence = Evidence()
         self.foreign_vectors = 0
         self.changes_since_snapshot = 0
         self.changes_since_weighed = 0
@@ -118,6 +120,7 @@ class NamespaceView:
             fields = document.fields
             self.attributes.set(slot, fields)
             self.attributes.sequence[slot] = sequence
+            self.evidence.put(slot, row_id, fields)
             self._columns.set(slot, record_of(self.namespace, row_id, fields))
             text = fields.get(Field.TEXT)
             if text:
@@ -170,6 +173,7 @@ class NamespaceView:
         del self.slots[row_id]
         self.attributes.kill(slot)
         self.text.remove(slot)
+        self.evidence.remove(slot)
         self._columns.remove(slot)
         if self.vectors is not None:
             self.vectors.remove(np.array([slot]))
@@ -204,12 +208,33 @@ class NamespaceView:
             mask = mask & self._columns.mask(filters.parse(where.filter), self.attributes.size)
         return mask
 
+    def maintenance(self) -> bool:
+        """One bounded step of background work on the indexes; True when more remains."""
+        vectors = self.vectors is not None and self.vectors.maintenance()
+        return self.evidence.maintenance() or vectors
+
+    def allowed(self, where: Where | None, now_ms: int) -> Mask | None:
+        """`mask`, or None when every live document is allowed: the indexes hold no dead ones."""
+        if where is None and not self.attributes.expires[: self.attributes.size].any():
+            return None
+        return self.mask(where, now_ms)
+
+    def importance_of(self, slots: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """float32[n]: importance as stored."""
+        return self.attributes.importance[slots]
+
+    def accessed_of(self, slots: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """float64[n]: Unix seconds of the later of creation and last access."""
+        created, accessed_ms = self.attributes.created[slots], self.attributes.accessed_ms[slots]
+        return np.maximum(created.astype(np.float64), accessed_ms / 1000.0)
+
     @property
     def memory_bytes(self) -> int:
         """Estimate of the resident memory of the view."""
         vectors = self.vectors.memory_bytes if self.vectors is not None else 0
         ids = len(self.ids) * BYTES_PER_ID
-        return int(vectors + self.text.memory_bytes + self.attributes.memory_bytes + self._columns.memory_bytes + ids)
+        views = self.text.memory_bytes + self.evidence.memory_bytes
+        return int(vectors + views + self.attributes.memory_bytes + self._columns.memory_bytes + ids)
 
     def dump(self) -> tuple[dict[str, Any], dict[str, bytes]]:
         """(meta, sections) of a snapshot; `load` turns them back into a view."""
@@ -220,6 +245,7 @@ class NamespaceView:
             "dead": msgspec.msgpack.encode(dead),
             "strings": strings,
             "text": self.text.dump(),
+            "evidence": self.evidence.dump(),
             **{f"column.{name}": values.tobytes() for name, values in numbers.items()},
         }
         if self.vectors is not None:
@@ -253,6 +279,7 @@ class NamespaceView:
         }
         self.attributes = Attributes.load(numbers, sections["strings"])
         self.text = FullTextIndex.load(sections["text"], settings.bm25_k1, settings.bm25_b, self._text_of)
+        self.evidence = Evidence.load(sections["evidence"])
         if "vectors" in sections:
             self.vectors = VectorIndex.load(sections["vectors"], settings.flat_threshold)
         self.foreign_vectors = meta["foreign"]

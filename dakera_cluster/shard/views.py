@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 DEFAULT_VIEW_BYTES = 512 << 20
 SNAPSHOT_MIN_DOCUMENTS = 2_000
 SNAPSHOT_CHANGES = 10_000
-SNAPSHOT_FORMAT = 1
+SNAPSHOT_FORMAT = 2
 CATCH_UP_BATCH = 512
 CHANGES_PER_WEIGHING = 64
 
@@ -178,7 +178,7 @@ class Views:
     def maintain(self, shard: int, namespace: str) -> bool:
         """One bounded step of index maintenance; True when more remains. In the lane."""
         view = self._views.get((shard, namespace))
-        more = view is not None and view.vectors is not None and view.vectors.maintenance()
+        more = view is not None and view.maintenance()
         if not more:
             self._unsettled.discard((shard, namespace))
         return more

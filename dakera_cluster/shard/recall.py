@@ -1,0 +1,93 @@
+"""Recall over one view: the engine's ranking, the winners' bodies, and, when asked for, what stood beside them.
+
+The bridge between `retrieval` (which knows slots) and the wire (which knows ids and bodies). Called by `shard.host` in the
+namespace's lane.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from dakera_cluster.model.rows import Kind
+from dakera_cluster.retrieval.engine import Ranking, rank
+from dakera_cluster.retrieval.options import Options, Settings
+from dakera_cluster.retrieval.query import QueryFeatures
+from dakera_cluster.shard.attributes import NO_SESSION
+from dakera_cluster.shard.ops import Hit, Hits, Recall
+from dakera_cluster.shard.replica import Replica
+from dakera_cluster.shard.view import NamespaceView
+
+NEIGHBOUR_SECONDS = 300
+MAX_NEIGHBOURS = 20
+
+
+def recall(view: NamespaceView, replica: Replica, request: Recall, settings: Settings) -> Hits:
+    """The best memories for a question. Raises msgspec.ValidationError for options that are none."""
+    options = msgspec.convert(request.options, Options)
+    allowed = view.allowed(request.where, request.now_ms)
+    ranking = rank(view, _query(request), options, settings, allowed)
+    started = time.perf_counter_ns()
+    slots = ranking.slots.tolist()
+    hits = _hits(view, replica, slots, ranking)
+    beside = _neighbours(view, slots, request.now_ms) if request.neighbours else []
+    extra = _hits(view, replica, beside, None)
+    timings = {**ranking.timings_us, "fetch": (time.perf_counter_ns() - started) // 1000}
+    return Hits(hits, len(view), ranking.candidates, timings, extra, ranking.kind.value, ranking.reranked)
+
+
+def _query(request: Recall) -> QueryFeatures:
+    vector = np.frombuffer(request.vector, dtype="<f4") if request.vector is not None else None
+    ids = np.array(request.token_ids, dtype=np.int32)
+    width = len(vector) if vector is not None else 0
+    tokens = np.frombuffer(request.token_vectors, dtype="<f2").astype(np.float32).reshape(len(ids), width)
+    return QueryFeatures(request.text, vector, tokens, ids, request.now_ms / 1000)
+
+
+def _hits(view: NamespaceView, replica: Replica, slots: list[int], ranking: Ranking | None) -> list[Hit]:
+    ids = [view.ids[slot] for slot in slots]
+    bodies = replica.read(view.namespace, Kind.DOCUMENT, ids)
+    usages = replica.read(view.namespace, Kind.USAGE, ids)
+    hits: list[Hit] = []
+    for place, (row_id, body) in enumerate(zip(ids, bodies, strict=True)):
+        if body is None:
+            continue
+        if ranking is None:
+            hits.append(Hit(row_id, 0.0, body=body, usage=usages[place]))
+            continue
+        features = ranking.features[place] if ranking.features is not None else None
+        hits.append(
+            Hit(
+                row_id,
+                float(ranking.scores[place]),
+                _known(ranking.cosine[place]),
+                _known(ranking.bm25[place]),
+                body,
+                usages[place],
+                features,
+                order_key=float(ranking.relevance[place]),
+            )
+        )
+    return hits
+
+
+def _known(score: Any) -> float | None:
+    return None if math.isnan(score) else float(score)
+
+
+def _neighbours(view: NamespaceView, slots: list[int], now_ms: int) -> list[int]:
+    """Slots of memories within five minutes of a hit in its session, hits left out, in order of time and id."""
+    attributes = view.attributes
+    size = attributes.size
+    session, when = attributes.session[:size], attributes.when()
+    near = np.zeros(size, dtype=bool)
+    for slot in slots:
+        if session[slot] != NO_SESSION:
+            near |= (session == session[slot]) & (np.abs(when - when[slot]) <= NEIGHBOUR_SECONDS)
+    near[slots] = False
+    found = np.flatnonzero(near & attributes.visible(now_ms)).tolist()
+    return sorted(found, key=lambda slot: (when[slot], view.ids[slot]))[:MAX_NEIGHBOURS]
