@@ -145,7 +145,7 @@ class Attributes:
         expires = self.expires[: self.size]
         if not expires.any():
             return alive
-        return alive & ((expires == 0) | (expires > now_ms // 1000))
+        return np.asarray(alive & ((expires == 0) | (expires > now_ms // 1000)))
 
     def matching(self, conditions: Conditions, slot_of: dict[str, int]) -> np.ndarray[Any, Any]:
         """Mask over slots of the documents, dead ones included, that meet the conditions."""
@@ -182,7 +182,7 @@ class Attributes:
     def when(self) -> np.ndarray[Any, Any]:
         """Seconds: a document's own time, its event time where it has one, else its creation."""
         event = self.event[: self.size]
-        return np.where(np.isnan(event), self.created[: self.size], event)
+        return np.asarray(np.where(np.isnan(event), self.created[: self.size], event))
 
     @property
     def memory_bytes(self) -> int:

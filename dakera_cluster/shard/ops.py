@@ -40,11 +40,11 @@ class Order(enum.StrEnum):
     IMPORTANCE = "importance"
 
 
-class Base(msgspec.Struct, frozen=True, array_like=True, omit_defaults=False, gc=False):
+class Base(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Positional on the wire: append fields with defaults only."""
 
 
-class Conditions(Base):
+class Conditions(Base, frozen=True):
     """Conditions on memories, joined by AND; None means any. Bounds are inclusive, times are Unix seconds."""
 
     memory_type: str | None = None
@@ -59,14 +59,14 @@ class Conditions(Base):
     ids: list[str] | None = None
 
 
-class Where(Base):
+class Where(Base, frozen=True):
     """Which documents a read is about: conditions on memories and a filter expression, joined by AND."""
 
     conditions: Conditions | None = None
     filter: dict[str, Any] | None = None
 
 
-class Apply(Base, tag="apply"):
+class Apply(Base, frozen=True, tag="apply"):
     """Merge rows and answer when they are durable and visible."""
 
     shard: int
@@ -74,7 +74,7 @@ class Apply(Base, tag="apply"):
     rows: list[Row]
 
 
-class Applied(Base, tag="applied"):
+class Applied(Base, frozen=True, tag="applied"):
     """``voted``: the replica has all its rows, so its ack counts. ``outrun_by``: see ``rows.outrun_by``."""
 
     changed: int
@@ -82,7 +82,7 @@ class Applied(Base, tag="applied"):
     outrun_by: Stamp | None = None
 
 
-class Read(Base, tag="read"):
+class Read(Base, frozen=True, tag="read"):
     """Bodies of rows of one kind, in the order of ``ids``."""
 
     shard: int
@@ -92,11 +92,11 @@ class Read(Base, tag="read"):
     ids: list[str]
 
 
-class Bodies(Base, tag="bodies"):
+class Bodies(Base, frozen=True, tag="bodies"):
     bodies: list[bytes | None]
 
 
-class Search(Base, tag="search"):
+class Search(Base, frozen=True, tag="search"):
     """Best ``k`` documents of a namespace's part on a shard. ``vector`` is little-endian float32."""
 
     shard: int
@@ -116,7 +116,7 @@ class Search(Base, tag="search"):
     highlights: bool = False
 
 
-class Hit(Base):
+class Hit(Base, frozen=True):
     """``body`` is the document's encoded row body, so that the coordinator shapes the answer; scores absent are None."""
 
     id: str
@@ -130,7 +130,7 @@ class Hit(Base):
     order_key: float | None = None
 
 
-class Hits(Base, tag="hits"):
+class Hits(Base, frozen=True, tag="hits"):
     hits: list[Hit]
     searched: int
     matched: int
@@ -140,7 +140,7 @@ class Hits(Base, tag="hits"):
     reranked: bool = False
 
 
-class Recall(Base, tag="recall"):
+class Recall(Base, frozen=True, tag="recall"):
     """Run the recall pipeline over an agent's memories. ``token_vectors``: float16[t, d], one a ``token_ids``; ``options``:
     the engine's per-request options; ``neighbours``: also return what stood beside the hits."""
 
@@ -158,7 +158,7 @@ class Recall(Base, tag="recall"):
     neighbours: bool = False
 
 
-class Select(Base, tag="select"):
+class Select(Base, frozen=True, tag="select"):
     """Documents that match, in an order, a page of them. ``after`` is an id (Order.ID); ``limit`` 0 only counts."""
 
     shard: int
@@ -174,7 +174,7 @@ class Select(Base, tag="select"):
     usage: bool = False
 
 
-class Selected(Base, tag="selected"):
+class Selected(Base, frozen=True, tag="selected"):
     """``total`` counts the live documents of the part, ``matched`` those that match; ``sort_keys`` let a coordinator merge
     pages of several parts."""
 
@@ -186,7 +186,7 @@ class Selected(Base, tag="selected"):
     matched: int
 
 
-class Aggregate(Base, tag="aggregate"):
+class Aggregate(Base, frozen=True, tag="aggregate"):
     """Count, sum, minimum and maximum of ``fields`` over groups of equal ``group_by`` values."""
 
     shard: int
@@ -199,7 +199,7 @@ class Aggregate(Base, tag="aggregate"):
     limit: int
 
 
-class Group(Base):
+class Group(Base, frozen=True):
     """``values``: field -> [count, sum, min, max] over the numbers found; ``count`` counts documents."""
 
     key: list[Any]
@@ -207,11 +207,11 @@ class Group(Base):
     values: dict[str, list[Any]]
 
 
-class Groups(Base, tag="groups"):
+class Groups(Base, frozen=True, tag="groups"):
     groups: list[Group]
 
 
-class Describe(Base, tag="describe"):
+class Describe(Base, frozen=True, tag="describe"):
     """Sizes and index state of a namespace's part; ``compact`` rebuilds its views from the rows first."""
 
     shard: int
@@ -220,7 +220,7 @@ class Describe(Base, tag="describe"):
     compact: bool = False
 
 
-class Description(Base, tag="description"):
+class Description(Base, frozen=True, tag="description"):
     documents: int
     vectors: int
     texts: int
@@ -236,7 +236,7 @@ class Description(Base, tag="description"):
     known: bool = False
 
 
-class Profile(Base, tag="profile"):
+class Profile(Base, frozen=True, tag="profile"):
     """Counts over the live memories of a namespace's part."""
 
     shard: int
@@ -245,7 +245,7 @@ class Profile(Base, tag="profile"):
     now_ms: int
 
 
-class Profiled(Base, tag="profiled"):
+class Profiled(Base, frozen=True, tag="profiled"):
     """``by_session`` and ``by_tag`` count memories; times are Unix seconds, 0 when there is no memory."""
 
     count: int
@@ -257,7 +257,7 @@ class Profiled(Base, tag="profiled"):
     by_tag: dict[str, int]
 
 
-class Expired(Base, tag="expired"):
+class Expired(Base, frozen=True, tag="expired"):
     """Documents of a shard whose time is up."""
 
     shard: int
@@ -266,13 +266,13 @@ class Expired(Base, tag="expired"):
     limit: int
 
 
-class Places(Base, tag="places"):
+class Places(Base, frozen=True, tag="places"):
     """(namespace, id) pairs."""
 
     places: list[tuple[str, str]]
 
 
-class Inventory(Base, tag="inventory"):
+class Inventory(Base, frozen=True, tag="inventory"):
     """The namespaces that have documents on a shard, with a name prefix."""
 
     shard: int
@@ -280,7 +280,7 @@ class Inventory(Base, tag="inventory"):
     prefix: str
 
 
-class Namespaces(Base, tag="namespaces"):
+class Namespaces(Base, frozen=True, tag="namespaces"):
     names: list[str]
     documents: list[int]
     bytes: list[int]

@@ -7,7 +7,7 @@ be dropped and rebuilt from rows whenever it pays. Everything runs in the namesp
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -221,12 +221,13 @@ class NamespaceView:
 
     def importance_of(self, slots: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """float32[n]: importance as stored."""
-        return self.attributes.importance[slots]
+        importance: np.ndarray[Any, Any] = self.attributes.importance[slots]
+        return importance
 
     def accessed_of(self, slots: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """float64[n]: Unix seconds of the later of creation and last access."""
         created, accessed_ms = self.attributes.created[slots], self.attributes.accessed_ms[slots]
-        return np.maximum(created.astype(np.float64), accessed_ms / 1000.0)
+        return np.asarray(np.maximum(created.astype(np.float64), accessed_ms / 1000.0))
 
     @property
     def memory_bytes(self) -> int:
@@ -267,7 +268,7 @@ class NamespaceView:
         settings: ViewSettings,
         rows: RowReader,
         meta: dict[str, Any],
-        sections: dict[str, Any],
+        sections: Mapping[str, Any],
     ) -> NamespaceView:
         """The view a snapshot holds. Raises CorruptionError, KeyError or msgspec.ValidationError when it is not whole."""
         self = cls(namespace, settings, rows)

@@ -142,7 +142,8 @@ class Views:
 
     def over_limit(self) -> list[tuple[int, str]]:
         """The least recently used views that must go for the rest to fit. Any thread."""
-        total, dropped = self.memory_bytes, []
+        total = self.memory_bytes
+        dropped: list[tuple[int, str]] = []
         if total <= self._limit_bytes:
             return dropped
         for key in list(self._views)[:-1]:
