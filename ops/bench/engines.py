@@ -7,6 +7,7 @@ do, and that time counts wherever a text is given. Both sides decode what they r
 from __future__ import annotations
 
 import http.client
+import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -20,6 +21,8 @@ from dakera_cluster.inference.store import default_cache_dir, find
 
 MODEL = "minilm"
 REQUEST_TIMEOUT_S = 600.0
+IDLE_S = 30.0
+"""A connection unused for this long is opened anew: servers close idle ones, and http.client does not notice."""
 Vectors = NDArray[np.float32]
 
 
@@ -53,6 +56,7 @@ class _Recalled(msgspec.Struct):
 class NodeConnection:
     def __init__(self, port: int) -> None:
         self._http = http.client.HTTPConnection("127.0.0.1", port, timeout=REQUEST_TIMEOUT_S)
+        self._used_s = 0.0
         self._decoder = msgspec.json.Decoder(_Recalled)
 
     def store(self, group: str, key: str, text: str) -> None:
@@ -75,6 +79,10 @@ class NodeConnection:
         return answer
 
     def _post(self, path: str, body: dict[str, Any]) -> bytes:
+        now_s = time.monotonic()
+        if now_s - self._used_s > IDLE_S:
+            self._http.close()
+        self._used_s = now_s
         self._http.request("POST", path, msgspec.json.encode(body), {"Content-Type": "application/json"})
         response = self._http.getresponse()
         payload = response.read()

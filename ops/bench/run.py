@@ -57,6 +57,8 @@ class Bench:
         self._say = say
         self._cache = out / "cache"
         self._cache.mkdir(parents=True, exist_ok=True)
+        for log in out.glob("*.log"):
+            log.unlink()
         servers: dict[str, Server] = {
             "dakera": Node(out / "dakera", out / "dakera-server.log"),
             "chromadb": Chroma(out / "chromadb", out / "chromadb-server.log"),
