@@ -19,6 +19,8 @@ from dakera_cluster.model.errors import CorruptionError
 
 MAGIC = b"DKIX"
 ALIGNMENT_BYTES = 64
+PLAIN_KINDS = "biuf"
+"""Booleans, integers and floats: nothing that numpy would interpret further."""
 _PREFIX = struct.Struct("<4sIQ")
 
 
@@ -90,7 +92,7 @@ def _body_start(header_bytes: int) -> int:
 
 def _array(entry: _Array, body: memoryview) -> np.ndarray:
     dtype = np.dtype(entry.dtype)
-    if dtype.hasobject or entry.offset < 0 or any(side < 0 for side in entry.shape):
+    if dtype.kind not in PLAIN_KINDS or entry.offset < 0 or any(side < 0 for side in entry.shape):
         raise ValueError(f"array {entry.name} has an impossible layout")
     count = int(np.prod(entry.shape, dtype=np.int64))
     if entry.offset + count * dtype.itemsize > len(body):

@@ -258,12 +258,29 @@ class VectorRows:
             arrays["scales"] = self._scales[slots]
         return arrays
 
-    def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        """Fill an empty object from ``encoded()``'s arrays. Raises ValueError or KeyError when they do not fit."""
+    @property
+    def last_slot(self) -> int:
+        """The highest present slot, -1 when there is none."""
+        slots = np.flatnonzero(self.present)
+        return int(slots[-1]) if len(slots) else -1
+
+    def restore(self, arrays: dict[str, np.ndarray], last_slot: int) -> None:
+        """Fill an empty object from ``encoded()``'s arrays. Raises ValueError or KeyError when they do not fit.
+
+        ``last_slot`` is told twice in a dump, because a damaged slot would make us allocate up to it.
+        """
         slots, rows = arrays["slots"].astype(np.int64), arrays["rows"]
+        plain = all(arrays[name].dtype == np.float32 for name in ("norms", *(["scales"] if self.fixed_point else [])))
         expected = np.dtype(np.int16 if self.fixed_point else np.float32)
-        if rows.shape != (len(slots), self.dimension) or rows.dtype != expected or len(arrays["norms"]) != len(slots):
+        if (
+            rows.shape != (len(slots), self.dimension)
+            or rows.dtype != expected
+            or not plain
+            or len(arrays["norms"]) != len(slots)
+        ):
             raise ValueError("rows do not match the header")
+        if last_slot != (int(slots[-1]) if len(slots) else -1):
+            raise ValueError("slots do not match the header")
         if len(slots) == 0:
             return
         if int(slots[0]) < 0 or bool((np.diff(slots) <= 0).any()):

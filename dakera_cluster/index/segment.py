@@ -87,7 +87,8 @@ class Segment:
         )
         starts = segment.starts.astype(np.int64)
         if (
-            len(starts) != len(segment.keys) + 1
+            any(array.dtype.kind != "u" for array in segment.arrays().values())
+            or len(starts) != len(segment.keys) + 1
             or len(segment.name_bytes) != len(segment.keys)
             or len(segment.slots) != len(segment.frequencies)
             or int(starts[-1]) != len(segment.slots)

@@ -365,7 +365,12 @@ class VectorIndex:
     def dump_parts(self) -> list[bytes | memoryview]:
         """``dump`` in parts to be written one after the other, at any time: half the memory of ``dump``."""
         with self._lock:
-            meta = {"dimension": self.dimension, "metric": self.metric.value, "index_type": self.index_type.value}
+            meta: dict[str, int | str] = {
+                "dimension": self.dimension,
+                "metric": self.metric.value,
+                "index_type": self.index_type.value,
+            }
+            meta |= {"last_slot": self._rows.last_slot}
             arrays = self._rows.encoded()
             if self._ann is not None:
                 meta |= {"ann": self._ann.name, "expected": getattr(self._ann, "expected", 0)}
@@ -378,7 +383,7 @@ class VectorIndex:
         meta, arrays = dump.unpack(DUMP_KIND, DUMP_VERSION, data)
         try:
             view = cls(meta["dimension"], Metric(meta["metric"]), IndexType(meta["index_type"]), flat_threshold)
-            view._rows.restore(arrays)
+            view._rows.restore(arrays, meta["last_slot"])
             if "ann" in meta:
                 ivf = meta["ann"] == Ivf.name
                 ann = Ivf(view.dimension, view.metric, meta["expected"]) if ivf else Hnsw(view.dimension, view.metric)

@@ -33,8 +33,8 @@ def expected(rows: dict[int, dict[str, Any]], expression: Any, slots: int) -> li
 
 steps = st.lists(
     st.one_of(
-        st.tuples(st.just("set"), st.integers(0, 9), records),
-        st.tuples(st.just("remove"), st.integers(0, 9)),
+        st.tuples(st.just("set"), st.integers(0, 4), records),
+        st.tuples(st.just("remove"), st.integers(0, 4)),
         st.tuples(st.just("mask"), expressions, st.integers(0, 14)),
     ),
     min_size=1,
@@ -77,6 +77,20 @@ def test_nothing_is_fetched_before_a_filter_asks_and_then_only_once() -> None:
     for _ in range(3):
         assert columns.mask(parse({"a": {"$gte": 1}}), 3).tolist() == [True, False, True]
     assert owner.fetched == ["a"]
+
+
+def test_a_value_of_any_kind_replaces_one_of_any_other() -> None:
+    values: list[Any] = [None, True, 7, 2**60, "x", ["x"], {"z": 1}, MISSING]
+    for before in values:
+        for after in values:
+            columns = Columns(lambda _: [])
+            columns.mask(parse({"a": 1}), 1)
+            columns.set(0, {} if before is MISSING else {"a": before})
+            record = {} if after is MISSING else {"a": after}
+            columns.set(0, record)
+            for wanted in (None, True, 7, 2**60, "x"):
+                expression = {"a": wanted}
+                assert columns.mask(parse(expression), 1).tolist() == [match(parse(expression), record)]
 
 
 def test_least_recently_used_column_is_dropped_and_comes_back() -> None:

@@ -36,7 +36,9 @@ queries = st.lists(
         st.lists(words, min_size=1, max_size=3).map(lambda found: '"' + " ".join(found) + '"'),
         st.lists(words, min_size=2, max_size=2).map(lambda found: '+"' + " ".join(found) + '"'),
         st.lists(words, min_size=2, max_size=2).map(lambda found: '-"' + " ".join(found) + '"'),
-        st.sampled_from(["ad*", "run*", "happ*", "happin*", "universi*", "blu*", "+riv*", "-do*", "zzz*", "stra*"]),
+        st.sampled_from(
+            ["ad*", "run*", "happ*", "happin*", "universi*", "runne*", "blu*", "+riv*", "-do*", "zzz*", "stra*"]
+        ),
     ),
     min_size=1,
     max_size=5,

@@ -246,6 +246,19 @@ def test_narrow_filters_are_exact(large: Any, monkeypatch: pytest.MonkeyPatch) -
         assert len(index.search(queries[0], 10, allowed)[0]) == 10
 
 
+def test_rows_past_the_end_of_a_mask_are_not_allowed_wherever_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "EXACT_FILTER_ROWS", 3)
+    rows, _ = clustered(400, 8, seed=7)
+    index = VectorIndex(8, flat_threshold=100)
+    index.add(np.arange(200), rows[:200])
+    settle(index)
+    index.add(np.arange(200, 400), rows[200:])
+    for length in (150, 300):
+        for slot in (190, 250, 350):
+            slots, _ = index.search(rows[slot], 5, np.ones(length, dtype=bool))
+            assert len(slots) == 5 and slots.max() < length
+
+
 def test_large_k_is_not_cut(large: Any) -> None:
     index, rows, queries = large
     assert len(index.search(queries[0], len(rows) + 5)[0]) == len(rows)
