@@ -1,6 +1,6 @@
 """The UDP driver of the membership core: real socket, real clock, one timer.
 
-Duties: decode datagrams and feed them, at most ``RECEIVE_BATCH`` per turn of the loop; tick the core when it wants; carry
+Duties: decode datagrams and feed them; tick the core when it wants; carry
 out its effects in order; measure how late the event loop runs and tell the core *before* anything else, because a loop
 that was blocked must not take its own deafness for the death of others. Streams (full state exchange, TCP probe) belong
 to the peer transport and come in as two callables; the other side of an exchange is ``answer_push_pull``.
@@ -18,12 +18,11 @@ import logging
 import math
 import random
 import secrets
-import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, Protocol, cast
 
 import msgspec
 
+from dakera_cluster.cluster.datagrams import DatagramSocket, is_ip
 from dakera_cluster.model.ids import BootId, NodeId
 from dakera_cluster.protocols.members import Address, Meta, NodeState
 from dakera_cluster.protocols.packets import ClusterState, PacketCodec, PacketFault, decode_sync, encode_sync
@@ -53,13 +52,6 @@ from dakera_cluster.protocols.swim_events import (
 
 logger = logging.getLogger(__name__)
 
-RECEIVE_BATCH = 64
-"""Datagrams handled per turn of the loop, so that a flood of gossip cannot starve requests."""
-INBOX_MAX = 4096
-"""Datagrams waiting for a turn; more are dropped and counted."""
-SOCKET_BUFFER_BYTES = 1 << 20
-OUTBOX_MAX_BYTES = 1 << 20
-"""Unsent bytes above which datagrams are dropped: the network is not taking them, and stale gossip has no value."""
 HEARTBEAT_MS = 50.0
 """How often the loop proves that it runs."""
 LAG_REPORTED_MS = 50.0
@@ -127,15 +119,11 @@ class GossipNode:
         self._rng = rng or random.Random(secrets.randbits(64))
         self._codec = PacketCodec(cluster_id, keys, secrets.token_bytes(SESSION_BYTES))
         self._listeners: list[Listener] = []
-        self._inbox: collections.deque[tuple[bytes, Address]] = collections.deque()
-        self._draining = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._faults = dict.fromkeys(PacketFault, 0)
-        self._drops = {"inbox_full": 0, "outbox_full": 0, "unroutable": 0, "send_error": 0}
-        self._routable: dict[str, bool] = {}
-        self._bytes_sent = self._bytes_received = 0
         self._lag_max_ms = 0.0
-        self._transport: _Transport | None = None
+        self._socket = DatagramSocket(self._measure_lag, self._receive)
+        self._open = False
         self._timer: asyncio.TimerHandle | None = None
         self._heartbeat: asyncio.TimerHandle | None = None
         self._timer_ms = 0.0
@@ -150,16 +138,12 @@ class GossipNode:
         """Bind the socket and begin to probe and to join. Raises OSError when the address cannot be bound, ValueError
         when identity, metadata or the advertised address break their bounds."""
         self._loop = asyncio.get_running_loop()
-        transport, self._endpoint = await self._loop.create_datagram_endpoint(
-            lambda: _Endpoint(self._received, self._send_failed), local_addr=self._bind
-        )
-        self._transport = cast(_Transport, transport)
-        _widen(transport.get_extra_info("socket"))
-        bound = transport.get_extra_info("sockname")
-        advertise = self._advertise or Address(bound[0], bound[1])
-        addr = Address(advertise.host, advertise.port or bound[1])
+        await self._socket.bind(self._bind)
+        bound = self._socket.addr
+        advertise = self._advertise or bound
+        addr = Address(advertise.host, advertise.port or bound.port)
         try:
-            if not _is_ip(addr.host) or ipaddress.ip_address(addr.host).is_unspecified:
+            if not is_ip(addr.host) or ipaddress.ip_address(addr.host).is_unspecified:
                 raise ValueError(f"gossip must advertise an IP address that others reach, not {addr.host!r}")
             self._running_ms = self._now_ms()
             self._core = Swim(
@@ -173,14 +157,15 @@ class GossipNode:
                 now_ms=self._running_ms,
             )
         except ValueError:
-            transport.close()
+            await self._socket.close()
             raise
+        self._open = True
         self._beat()
         self._feed(Tick())
 
     async def leave(self) -> None:
         """Tell the others that this node goes on purpose, then stop. Takes at most ``leave_timeout_ms``."""
-        if self._core is not None and self._transport is not None:
+        if self._open:
             self._feed(Leave())
             await self._left.wait()
         await self.close()
@@ -190,10 +175,8 @@ class GossipNode:
         for handle in (self._timer, self._heartbeat):
             if handle is not None:
                 handle.cancel()
-        transport, self._transport = self._transport, None
-        if transport is not None:
-            transport.close()
-            await self._endpoint.closed.wait()
+        self._open = False
+        await self._socket.close()
         # A listener may close us from within an exchange, which must not wait for itself.
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
         for task in tasks:
@@ -267,16 +250,16 @@ class GossipNode:
         core = self._swim
         figures = core.stats.as_dict()
         figures.update({f"dropped_{fault.value}": count for fault, count in self._faults.items()})
-        figures.update({f"dropped_{reason}": count for reason, count in self._drops.items()})
+        figures.update({f"dropped_{reason}": count for reason, count in self._socket.drops.items()})
         counts = collections.Counter(member.state for member in core.members())
         figures.update({f"members_{state.name.lower()}": counts[state] for state in NodeState if state.is_present})
         figures["members_remembered_dead"] = counts[NodeState.DEAD]
         figures["members_remembered_left"] = counts[NodeState.LEFT]
         figures["health_score"] = core.health_score
         figures["updates_waiting"] = core.updates_waiting
-        figures["inbox_waiting"] = len(self._inbox)
-        figures["bytes_sent"] = self._bytes_sent
-        figures["bytes_received"] = self._bytes_received
+        figures["inbox_waiting"] = self._socket.waiting
+        figures["bytes_sent"] = self._socket.bytes_sent
+        figures["bytes_received"] = self._socket.bytes_received
         figures["loop_lag_max_ms"] = self._lag_max_ms
         return figures
 
@@ -328,16 +311,16 @@ class GossipNode:
 
     def _feed(self, event: Event) -> None:
         core = self._swim
-        if self._transport is None:
+        if not self._open:
             return
         for effect in core.handle(event, self._now_ms()):
             self._carry_out(effect)
-        if self._transport is not None:  # a listener may have closed this endpoint
+        if self._open:  # a listener may have closed this endpoint
             self._arm(max(core.next_deadline_ms(), self._settled_ms))
 
     def _carry_out(self, effect: Effect) -> None:
         if isinstance(effect, SendPacket):
-            self._send(effect)
+            self._socket.send(self._codec.encode(effect.packet), effect.addr)
         elif isinstance(effect, PushPull):
             self._spawn(self._exchange(effect.addr), PushPullResult(effect.addr, None))
         elif isinstance(effect, StreamProbe):
@@ -382,96 +365,9 @@ class GossipNode:
         async with asyncio.timeout(self._config.probe_interval_ms * stretch / 1000.0):
             return StreamProbeResult(effect.seq, await self._stream_probe(effect.addr, effect.node))
 
-    # -- datagrams
-
-    def _send(self, effect: SendPacket) -> None:
-        transport = self._transport
-        if transport is None:
-            return
-        if not self._is_routable(effect.addr.host):
-            self._drops["unroutable"] += 1
-            return
-        if transport.get_write_buffer_size() > OUTBOX_MAX_BYTES:
-            self._drops["outbox_full"] += 1
-            return
-        data = self._codec.encode(effect.packet)
-        self._bytes_sent += len(data)
-        try:
-            transport.sendto(data, effect.addr)
-        except (OSError, ValueError):
-            self._drops["send_error"] += 1
-
-    def _send_failed(self) -> None:
-        self._drops["send_error"] += 1
-
-    def _received(self, data: bytes, source: Address) -> None:
-        self._bytes_received += len(data)
-        if len(self._inbox) >= INBOX_MAX:
-            self._drops["inbox_full"] += 1
-            return
-        self._inbox.append((data, source))
-        if not self._draining:
-            self._draining = True
-            self._loop.call_soon(self._drain)
-
-    def _drain(self) -> None:
-        self._measure_lag()
-        for _ in range(min(RECEIVE_BATCH, len(self._inbox))):
-            data, source = self._inbox.popleft()
-            packet = self._codec.decode(data)
-            if isinstance(packet, PacketFault):
-                self._faults[packet] += 1
-            else:
-                self._feed(PacketReceived(source, packet))
-        self._draining = bool(self._inbox) and self._transport is not None
-        if self._draining:
-            self._loop.call_soon(self._drain)
-
-    def _is_routable(self, host: str) -> bool:
-        known = self._routable.get(host)
-        if known is None:
-            if len(self._routable) >= INBOX_MAX:
-                self._routable.clear()
-            known = self._routable[host] = _is_ip(host)
-        return known
-
-
-class _Transport(Protocol):
-    """A datagram transport as asyncio and uvloop have it; the typed base class lacks the buffer's size."""
-
-    def sendto(self, data: Any, addr: tuple[Any, ...]) -> None: ...
-
-    def close(self) -> None: ...
-
-    def get_write_buffer_size(self) -> int: ...
-
-
-class _Endpoint(asyncio.DatagramProtocol):
-    """Hands datagrams over; errors of the socket (a port nobody listens on) are only counted."""
-
-    def __init__(self, received: Callable[[bytes, Address], None], failed: Callable[[], None]) -> None:
-        self._received = received
-        self._failed = failed
-        self.closed = asyncio.Event()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.closed.set()
-
-    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-        self._received(data, Address(addr[0], addr[1]))
-
-    def error_received(self, exc: Exception) -> None:
-        self._failed()
-
-
-def _is_ip(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
-def _widen(sock: socket.socket) -> None:
-    """A loop that pauses must find in the kernel what arrived meanwhile."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_BYTES)
+    def _receive(self, data: bytes, source: Address) -> None:
+        packet = self._codec.decode(data)
+        if isinstance(packet, PacketFault):
+            self._faults[packet] += 1
+        else:
+            self._feed(PacketReceived(source, packet))

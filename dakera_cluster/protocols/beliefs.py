@@ -143,7 +143,7 @@ class Beliefs:
             self._confirm(news)
         elif verdict is Verdict.CONDEMN:
             self._condemn(news)
-        elif news.meta is not None and len(_encoder.encode(news.meta)) > META_MAX_BYTES:
+        elif self._exceeds_bounds(held, news):
             self._stats.updates_refused += 1
         else:
             state = SUSPECT if verdict is Verdict.DOUBT else news.state
@@ -153,6 +153,11 @@ class Beliefs:
             if verdict is Verdict.DOUBT:
                 self._stats.deaths_doubted += 1
                 self._condemn(news)
+
+    def _exceeds_bounds(self, held: Member | None, news: Update) -> bool:
+        if held is None and len(self.members) >= self._config.members_max:
+            return True
+        return news.meta is not None and len(_encoder.encode(news.meta)) > META_MAX_BYTES
 
     def accuse(self, node: NodeId, now_ms: float, out: list[Effect]) -> None:
         """Our own probe of ``node`` failed."""

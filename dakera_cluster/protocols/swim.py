@@ -410,7 +410,7 @@ class Swim:
         was_alone = self._beliefs.members.present == 0
         for record in sync.members:
             self._beliefs.apply(record, now_ms, out, retell=not was_alone or record.node == sync.sender)
-        if sync.sender != self._beliefs.me.node:
+        if self._beliefs.members.get(sync.sender) is not None:
             self._beliefs.heard_ms[sync.sender] = now_ms
         if sync.cluster > self._outbox.cluster_state:
             self._advance(sync.cluster, sync.sender, out)

@@ -85,6 +85,9 @@ class SwimConfig(msgspec.Struct, frozen=True, kw_only=True):
     reap_ms: float = 600_000.0
     """How long dead and left members are remembered, so that late news of their life is recognised as old."""
 
+    members_max: int = 4096
+    """Members remembered, graves included; further ones are refused and counted."""
+
     redial_min_ms: float = 500.0
     redial_max_ms: float = 5_000.0
     """Back-off of re-dialling seeds and the dead, doubling from min to max, for ever. The upper bound is multiplied by

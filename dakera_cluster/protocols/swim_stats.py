@@ -40,7 +40,7 @@ class SwimStats:
     updates_adopted: int = 0
     updates_ignored: int = 0
     updates_refused: int = 0
-    """Metadata over its bound."""
+    """Metadata over its bound, or a member more than the table holds."""
     gossip_bursts: int = 0
 
     suspicions_started: int = 0

@@ -164,11 +164,11 @@ async def test_a_node_that_was_deaf_for_a_while_refutes_its_death_with_a_higher_
     nodes = await settled(hub, 3)
     deaf = nodes[2]
     # Its socket is read no more, as under SIGSTOP; the others must first believe it dead.
-    transport, deaf._transport = deaf._transport, None
+    deaf._open = False
     address = deaf.addr
     del hub.listening[address]
     await until(lambda: all_see(nodes[:2], ["n2"], NodeState.DEAD), "n2 is believed dead")
-    deaf._transport = transport
+    deaf._open = True
     hub.listening[address] = deaf
     deaf._on_timer()
     await until(lambda: all_see(nodes[:2], ["n2"]), "n2 is alive again for both")
@@ -265,13 +265,13 @@ async def test_datagrams_that_are_not_ours_are_counted_by_reason_and_change_noth
     target = nodes[0]
     foreign = await hub.start("elsewhere", seeds=[], cluster="other", keys=(KEY_A,))
     captured: list[bytes] = []
-    receive = target._received
+    receive = target._socket._received
 
     def tap(data: bytes, source: Address) -> None:
         captured.append(data)
         receive(data, source)
 
-    target._endpoint._received = tap
+    target._socket._received = tap
     await until(lambda: bool(captured), "a sealed packet to replay")
     strange = foreign._codec.encode(_ping(foreign))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:

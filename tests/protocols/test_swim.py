@@ -473,6 +473,18 @@ def test_metadata_over_its_bound_is_refused() -> None:
     assert node.core.stats.updates_refused == 1
 
 
+def test_no_more_members_are_remembered_than_the_table_holds() -> None:
+    node = Node(others=2, config=SwimConfig(members_max=3))
+    node.hear(0, Gossip(), claim(7, ALIVE), claim(8, ALIVE))
+    assert (node.state(7), node.state(8)) == (ALIVE, None)
+    assert node.core.stats.updates_refused == 1
+    node.feed(SyncReceived(sync(9)))
+    assert node.state(9) is None
+    assert name(9) not in node.core.heard_ms
+    node.hear(0, Gossip(), claim(7, SUSPECT))
+    assert node.state(7) is SUSPECT
+
+
 # -- claims about ourselves
 
 
