@@ -299,9 +299,10 @@ class Postings:
         postings = cls()
         try:
             postings._home, postings.lengths = arrays["home"].copy(), arrays["lengths"].copy()
-            if len(postings._home) != len(postings.lengths) or (postings._home.dtype, postings.lengths.dtype) != (
-                np.uint8,
-                np.int32,
+            if (
+                len(postings._home) != len(postings.lengths)
+                or postings._home.dtype != np.uint8
+                or postings.lengths.dtype != np.int32
             ):
                 raise ValueError("homes and lengths do not match")
             held = np.bincount(postings._home, minlength=256)
