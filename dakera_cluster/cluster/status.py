@@ -25,6 +25,7 @@ class NodeStatus:
         self._started = time.monotonic()
         self._checks: dict[str, Check] = {}
         self._totals: tuple[int, int] = (0, 0)
+        self._sizes: dict[int, tuple[int, int]] = {}
         self._totals_at = float("-inf")
 
     def add_check(self, name: str, check: Check) -> None:
@@ -40,12 +41,24 @@ class NodeStatus:
 
     def totals(self) -> tuple[int, int]:
         """(documents, namespaces) on this node, at most TOTALS_MAX_AGE_S old."""
-        now = time.monotonic()
-        if now - self._totals_at > TOTALS_MAX_AGE_S:
-            names: dict[str, int] = {}
-            for shard in range(self._shards):
-                for name, counts in self._host.replica(shard).inventory(""):
-                    if counts.documents and name != SESSIONS_NAMESPACE:
-                        names[name] = names.get(name, 0) + counts.documents
-            self._totals, self._totals_at = (sum(names.values()), len(names)), now
+        self._count()
         return self._totals
+
+    def shard_sizes(self) -> dict[int, tuple[int, int]]:
+        """shard -> (documents, bytes) on this node, at most TOTALS_MAX_AGE_S old."""
+        self._count()
+        return self._sizes
+
+    def _count(self) -> None:
+        now = time.monotonic()
+        if now - self._totals_at <= TOTALS_MAX_AGE_S:
+            return
+        names: dict[str, int] = {}
+        sizes: dict[int, tuple[int, int]] = {}
+        for shard in range(self._shards):
+            found = self._host.replica(shard).inventory("")
+            sizes[shard] = (sum(c.documents for _, c in found), sum(c.bytes for _, c in found))
+            for name, counts in found:
+                if counts.documents and name != SESSIONS_NAMESPACE:
+                    names[name] = names.get(name, 0) + counts.documents
+        self._totals, self._sizes, self._totals_at = (sum(names.values()), len(names)), sizes, now
