@@ -30,8 +30,10 @@ wrote is ours, dated from the sending of exactly that nonce.
 Duties of the caller: run one operation of the effects at a time and answer each with exactly one event, after
 ``operation_timeout_ms`` at the latest with PutUnknown or ReadFailed; never let the object-store client retry a conditional
 write by itself; feed Tick when `next_deadline_ms` has come; give ``now_ms`` of a clock that never goes back and runs on
-while the machine sleeps; call `can_act` right before every act and send the epoch along; after BecameLeader stamp the shard
-map with the epoch before anything else, and report ``EpochSeen(taken=True)`` when another leader's map holds it already.
+while the machine sleeps; read the map object before the first EligibilityChanged(True), and report its epoch and every later
+one with EpochSeen, or a deleted lease could start again at epoch 1; call `can_act` right before every act and send the epoch
+along; after BecameLeader stamp the shard map with the epoch before anything else, and report ``EpochSeen(taken=True)`` when
+another leader's map holds it already.
 Called by ``cluster.leader``.
 """
 
@@ -75,6 +77,10 @@ if TYPE_CHECKING:
 
 NONCES_REMEMBERED = 16
 """Writes of ours that may still surface; older ones are beyond any validity."""
+LOST_SIGHT_POLLS = 2
+"""After so many polls without an answer, a missing object may have been there and gone again."""
+LOST_OBJECT_SKIP = 1_000
+"""Epochs passed over when the object was deleted: its last epoch may lie above every one that any resource has seen."""
 
 _RESULTS = (ReadDone, ReadFailed, PutDone, PutConflict, PutRefused, PutMissing, PutUnknown)
 _LEADER_STATES = frozenset({LeaseState.LEADING, LeaseState.RENEWING, LeaseState.DOUBTING})
@@ -102,6 +108,7 @@ class Lease:
         self._due_ms: float = 0.0
         self._seen: LeaseRecord | None = None
         self._seen_once = False
+        self._last_read_ms = 0.0
         self._unchanged_since_ms: float = 0.0
         self._patience_ms: float = 0.0
         self._etag: str | None = None
@@ -177,7 +184,10 @@ class Lease:
         """Note what the object is; restarts the challenger's patience when it changed."""
         before = self._seen
         self._etag = etag
-        if self._seen_once and record == before:
+        lost_sight = now_ms - self._last_read_ms > LOST_SIGHT_POLLS * self._config.poll_ms
+        self._last_read_ms = now_ms
+        # A nonce tells that an object was not replaced meanwhile; that there is still none tells nothing of the kind.
+        if self._seen_once and record == before and not (record is None and lost_sight):
             return
         self._seen, self._seen_once = record, True
         self._unchanged_since_ms = now_ms
@@ -241,7 +251,9 @@ class Lease:
 
     def _claim(self, now_ms: float, out: list[Effect]) -> None:
         self._state = LeaseState.CLAIMING
-        self._put(self._record(self._floor + 1, 0), now_ms, out)
+        is_lost = self._seen is None and self._floor > 0
+        epoch = self._floor + (LOST_OBJECT_SKIP if is_lost else 1)
+        self._put(self._record(epoch, 0), now_ms, out)
 
     def _renew(self, now_ms: float, out: list[Effect]) -> None:
         assert self._held is not None
@@ -385,7 +397,11 @@ class Lease:
 
     def _epoch_seen(self, event: Event, now_ms: float, out: list[Effect]) -> None:
         assert isinstance(event, EpochSeen)
-        self._floor = max(self._floor, event.epoch)
+        if event.epoch > self._floor:
+            self._floor = event.epoch
+            if self._seen is None:
+                # There was a holder that we never saw: it may still act.
+                self._unchanged_since_ms = now_ms
         self._taken_epoch = max(self._taken_epoch, event.epoch if event.taken else event.epoch - 1)
         held = self._held
         if self._state in _LEADER_STATES and held is not None and held.epoch <= self._taken_epoch:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dakera_cluster.model.errors import CorruptionError
 from dakera_cluster.model.ids import BootId, NodeId
 from dakera_cluster.protocols import lease_events as ev
-from dakera_cluster.protocols.lease import TABLE, Lease
+from dakera_cluster.protocols.lease import LOST_OBJECT_SKIP, TABLE, Lease
 from dakera_cluster.protocols.lease_events import LeaseConfig, LeaseRecord, LeaseState, LossReason
 
 TRANSCRIPTS = Path(__file__).parent.parent / "transcripts"
@@ -96,13 +96,31 @@ def test_a_newborn_cluster_has_a_leader_at_once_and_validity_counts_from_before_
     assert not lease.can_act(100 + CONFIG.ttl_ms - CONFIG.stasis_ms)
 
 
-def test_a_missing_object_is_not_taken_at_once_when_an_epoch_was_ever_seen() -> None:
+def test_a_missing_object_is_not_taken_at_once_when_an_epoch_was_ever_seen_and_epochs_are_passed_over() -> None:
     lease = make(floor=4)
-    read = one(lease.handle(ev.Tick(), 0), ev.ReadLease)
-    assert lease.handle(ev.ReadDone(read.attempt, None, None), 0) == []
-    read = one(lease.handle(ev.Tick(), 6_100), ev.ReadLease)
-    put = one(lease.handle(ev.ReadDone(read.attempt, None, None), 6_100), ev.PutLease)
-    assert put.record.epoch == 5
+    put = None
+    now = 0.0
+    while put is None:
+        now = lease.next_deadline_ms() or now
+        for effect in lease.handle(ev.Tick(), now):
+            assert isinstance(effect, ev.ReadLease)
+            out = lease.handle(ev.ReadDone(effect.attempt, None, None), now)
+            put = next((effect for effect in out if isinstance(effect, ev.PutLease)), None)
+    assert now >= CONFIG.ttl_ms * CONFIG.takeover_factor
+    assert put.record.epoch == 4 + LOST_OBJECT_SKIP
+
+
+@pytest.mark.parametrize("news", ["a long silence", "an unheard epoch"])
+def test_a_missing_object_is_waited_for_anew_when_it_may_have_been_there_meanwhile(news: str) -> None:
+    lease = make(floor=4)
+    for now in range(0, 6_000, 1_000):
+        if news == "a long silence" and now in (2_000, 3_000):
+            continue
+        if news == "an unheard epoch" and now == 3_000:
+            lease.handle(ev.EpochSeen(9), now)
+        for effect in lease.handle(ev.Tick(), now):
+            assert isinstance(effect, ev.ReadLease)
+            assert lease.handle(ev.ReadDone(effect.attempt, None, None), now) == []
 
 
 def test_a_challenger_waits_until_it_saw_the_object_unchanged_for_the_whole_patience() -> None:
