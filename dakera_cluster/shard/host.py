@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -20,13 +20,15 @@ from typing import TypeVar
 import msgspec
 
 from dakera_cluster.model.errors import InternalError
+from dakera_cluster.model.rows import Row
 from dakera_cluster.retrieval.options import Settings as RecallSettings
 from dakera_cluster.shard import ops, search
 from dakera_cluster.shard.lanes import DEFAULT_LANES, DEFAULT_QUEUED_CALLS, Lanes
 from dakera_cluster.shard.recall import recall
-from dakera_cluster.shard.replica import Replica
+from dakera_cluster.shard.replica import Outcome, Replica
 from dakera_cluster.shard.view import NamespaceView
 from dakera_cluster.shard.views import DEFAULT_VIEW_BYTES, SettingsOf, Views
+from dakera_cluster.storage.batches import WriteBatch
 from dakera_cluster.storage.rows import RowStore
 
 log = logging.getLogger(__name__)
@@ -123,15 +125,48 @@ class Host:
     async def _in_view(self, replica: Replica, namespace: str, call: Callable[[NamespaceView], T]) -> T:
         return await self._lanes.run(namespace, lambda: call(self.views.get(replica, namespace)))
 
-    async def _apply(self, replica: Replica, request: ops.Apply) -> ops.Applied:
-        outcome = await replica.apply(request.rows, self._now_ms())
+    async def merge(self, shard: int, rows: Sequence[Row]) -> Outcome:
+        """Merge rows of one shard and show them in its views; durable on return. For rows that come from another replica:
+        whether they may be applied is judged by the caller."""
+        replica = self.replica(shard)
+        outcome = await replica.apply(rows, self._now_ms())
         changes = outcome.changes
         for namespace, group in groupby(sorted(changes, key=lambda c: c.namespace), key=lambda c: c.namespace):
             if self.views.loaded(replica.shard, namespace) is None and not self._lanes.waiting:
                 continue
             some = list(group)
             await self._lanes.run(namespace, partial(self.views.apply, replica, namespace, some), must=True)
-        return ops.Applied(len(changes), True, outcome.outrun_by)
+        return outcome
+
+    async def wipe(self, shard: int) -> None:
+        """Delete everything of a shard: rows at once and durably, then its views and their snapshots. A crash between the
+        two leaves snapshots behind that can no longer catch up and are never used."""
+        replica = self.replica(shard)
+        names = set(await asyncio.to_thread(replica.namespaces))
+        await replica.wipe()
+        for namespace in names.union(self.views.of_shard(shard)):
+            # Behind a load that began before the rows went, because both run in the namespace's lane.
+            await self._lanes.run(namespace, partial(self.views.drop, shard, namespace), must=True)
+        await asyncio.to_thread(self.views.forget_shard, shard)
+
+    async def collect(self, shard: int, terms: Mapping[bytes, int]) -> int:
+        """Drop the tombstones that are unchanged; how many there were (`protocols.tombstones`)."""
+        return await self.replica(shard).collect(terms, self._now_ms())
+
+    async def roots(self, shards: Sequence[int]) -> list[int]:
+        """Roots of the shards' digests, over rows that are durable when this returns."""
+        wanted = [self.replica(shard) for shard in shards]
+        roots = await asyncio.to_thread(lambda: [replica.root() for replica in wanted])
+        await self.settle()
+        return roots
+
+    async def settle(self) -> None:
+        """Wait until everything that a reader may have seen so far is durable."""
+        await self._store.commit(WriteBatch())
+
+    async def _apply(self, replica: Replica, request: ops.Apply) -> ops.Applied:
+        outcome = await self.merge(replica.shard, request.rows)
+        return ops.Applied(len(outcome.changes), True, outcome.outrun_by)
 
     async def _describe(self, replica: Replica, request: ops.Describe) -> ops.Description:
         counts = await asyncio.to_thread(replica.counts, request.namespace)

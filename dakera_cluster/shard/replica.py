@@ -8,30 +8,23 @@ brought nothing new are not written and not logged, so repeating an apply is fre
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
 from dakera_cluster.model.hlc import Stamp
-from dakera_cluster.model.memories import Field
-from dakera_cluster.model.rows import Kind, Row, decode_document, merge, outrun_by
+from dakera_cluster.model.rows import Row, merge, outrun_by
 from dakera_cluster.protocols import digest
 from dakera_cluster.shard import keys
+from dakera_cluster.shard.ledger import Ledger, NamespaceCounts, decode_counts, read_counts, read_root
 from dakera_cluster.storage.batches import WriteBatch
 from dakera_cluster.storage.rows import ReadView, RowStore
 
 CHANGES_KEPT = 200_000
 """Entries of the change log kept for views and the bucket to catch up from; older readers start from the rows."""
 TRIM_EVERY = 20_000
-
-
-class NamespaceCounts(msgspec.Struct, array_like=True):
-    """Live documents of a namespace on a shard, bytes of all its rows, and the stamps of its first and last change."""
-
-    documents: int = 0
-    bytes: int = 0
-    created_ms: int = 0
-    updated_ms: int = 0
+NO_ROW = keys.local_key("", 0, "")
+"""Stands in the change log for a wipe; it names no row."""
 
 
 class Change(msgspec.Struct, frozen=True, gc=False):
@@ -51,17 +44,16 @@ class Outcome(msgspec.Struct, frozen=True):
     outrun_by: Stamp | None
 
 
-_COUNTS_ENCODER = msgspec.msgpack.Encoder()
-_COUNTS_DECODER = msgspec.msgpack.Decoder(NamespaceCounts)
-
-
 class Replica:
     """One shard's rows on this node."""
 
     def __init__(self, shard: int, store: RowStore) -> None:
         self.shard = shard
         self._store = store
-        last = next(store.scan(keys.CHANGES, prefix=keys.shard_prefix(shard), reverse=True, limit=1), None)
+        newest = store.scan(
+            keys.CHANGES, start=keys.shard_prefix(shard), end=keys.shard_end(shard), reverse=True, limit=1
+        )
+        last = next(newest, None)
         self._sequence = keys.change_sequence(last[0]) if last is not None else 0
         self._visible = self._sequence
         self._trimmed_at = self._sequence
@@ -83,8 +75,7 @@ class Replica:
         batch = WriteBatch()
         changes: list[Change] = []
         outrun: Stamp | None = None
-        counts: dict[str, NamespaceCounts] = {}
-        digests: dict[int, int] = {}
+        ledger = Ledger(self.shard, view, now_ms)
         written: dict[bytes, bytes] = {}
         for row in rows:
             local = keys.local_key(row.namespace, row.kind, row.id)
@@ -101,41 +92,10 @@ class Replica:
             batch.put(keys.ROWS, key, after)
             batch.put(keys.CHANGES, keys.change_key(self.shard, self._sequence), local)
             changes.append(Change(self._sequence, row.namespace, row.kind, row.id, after))
-            if row.namespace not in counts:
-                counts[row.namespace] = self._counts(view, row.namespace, now_ms)
-            _count(counts[row.namespace], before, after, now_ms)
-            if row.kind == Kind.DOCUMENT:
-                self._track_life(batch, counts[row.namespace], local, before, after)
-            bucket = digest.bucket_of(local)
-            if bucket not in digests:
-                digests[bucket] = self._digest(view, bucket)
-            digests[bucket] = digest.update(digests[bucket], local, before, after)
-        for namespace, count in counts.items():
-            batch.put(keys.META, keys.counts_key(self.shard, namespace), _COUNTS_ENCODER.encode(count))
-        for bucket, value in digests.items():
-            batch.put(keys.META, keys.digest_key(self.shard, bucket), value.to_bytes(8, "big"))
+            ledger.note(batch, row.namespace, row.kind, local, before, after)
+        ledger.close(batch)
         self._trim(batch)
         return batch, Outcome(changes, outrun)
-
-    def _track_life(
-        self, batch: WriteBatch, counts: NamespaceCounts, local: bytes, before: bytes | None, after: bytes
-    ) -> None:
-        was_alive, was_expiring = _life(before)
-        is_alive, expires = _life(after)
-        counts.documents += is_alive - was_alive
-        if expires != was_expiring:
-            if was_expiring:
-                batch.delete(keys.META, keys.expiry_key(self.shard, was_expiring, local))
-            if expires:
-                batch.put(keys.META, keys.expiry_key(self.shard, expires, local), b"")
-
-    def _counts(self, view: ReadView | RowStore, namespace: str, now_ms: int) -> NamespaceCounts:
-        data = view.get(keys.META, keys.counts_key(self.shard, namespace))
-        return _COUNTS_DECODER.decode(data) if data is not None else NamespaceCounts(created_ms=now_ms)
-
-    def _digest(self, view: ReadView, bucket: int) -> int:
-        data = view.get(keys.META, keys.digest_key(self.shard, bucket))
-        return int.from_bytes(data, "big") if data is not None else 0
 
     def _trim(self, batch: WriteBatch) -> None:
         if self._sequence - self._trimmed_at < TRIM_EVERY or self._sequence <= CHANGES_KEPT:
@@ -143,6 +103,43 @@ class Replica:
         end = keys.change_key(self.shard, self._sequence - CHANGES_KEPT)
         batch.delete_range(keys.CHANGES, keys.change_key(self.shard, 0), end)
         self._trimmed_at = self._sequence
+
+    async def wipe(self) -> None:
+        """Delete everything of the shard, durably and at once: rows, log, books and collection rounds."""
+
+        def prepare(view: ReadView) -> tuple[WriteBatch, int]:
+            batch = WriteBatch()
+            for family, start, end in keys.shard_ranges(self.shard):
+                batch.delete_range(family, start, end)
+            if self._sequence:
+                # The log goes on behind a gap: a view's snapshot of the rows that were cannot catch up over it.
+                self._sequence += 2
+                batch.put(keys.CHANGES, keys.change_key(self.shard, self._sequence), NO_ROW)
+            return batch, self._sequence
+
+        self._visible = max(self._visible, await self._store.commit(prepare))
+
+    async def collect(self, terms: Mapping[bytes, int], now_ms: int) -> int:
+        """Drop the rows (local key -> `digest.term`) that still have these bytes; how many there were. Durable on return.
+
+        Not in the change log: tombstones are in no view, and the bucket may keep its own."""
+
+        def prepare(view: ReadView) -> tuple[WriteBatch, int]:
+            batch, dropped = WriteBatch(), 0
+            ledger = Ledger(self.shard, view, now_ms)
+            for local, term in terms.items():
+                key = keys.row_key(self.shard, local)
+                body = view.get(keys.ROWS, key)
+                if body is None or digest.term(local, body) != term:
+                    continue
+                namespace, kind, _ = keys.split_local(local)
+                batch.delete(keys.ROWS, key)
+                ledger.note(batch, namespace, kind, local, body, None)
+                dropped += 1
+            ledger.close(batch)
+            return batch, dropped
+
+        return await self._store.commit(prepare)
 
     def read(self, namespace: str, kind: int, ids: Sequence[str]) -> list[bytes | None]:
         """Encoded bodies in the order of ``ids``; tombstones are returned as they are stored."""
@@ -172,10 +169,10 @@ class Replica:
         """Counts of every namespace whose name starts with ``prefix``, in name order."""
         head = keys.counts_prefix(self.shard)
         found = self._store.scan(keys.META, prefix=head + prefix.encode())
-        return [(key[len(head) :].decode(), _COUNTS_DECODER.decode(data)) for key, data in found]
+        return [(key[len(head) :].decode(), decode_counts(data)) for key, data in found]
 
     def counts(self, namespace: str) -> NamespaceCounts:
-        return self._counts(self._store, namespace, 0)
+        return read_counts(self._store, self.shard, namespace, 0)
 
     def expired(self, now_s: int, limit: int) -> list[tuple[str, str]]:
         """(namespace, id) of documents whose time is up, oldest first."""
@@ -189,15 +186,42 @@ class Replica:
         found = self._store.scan(keys.META, prefix=keys.digest_prefix(self.shard))
         return {keys.bucket_of_digest_key(key): int.from_bytes(data, "big") for key, data in found}
 
+    def root(self) -> int:
+        """The sum of all bucket digests: equal exactly when two replicas hold the same rows."""
+        return read_root(self._store, self.shard)
 
-def _count(counts: NamespaceCounts, before: bytes | None, after: bytes, now_ms: int) -> None:
-    counts.bytes += len(after) - (len(before) if before is not None else 0)
-    counts.updated_ms = now_ms
+    def terms(self, bucket: int) -> dict[bytes, int]:
+        """Local key -> `digest.term` of every row in a bucket."""
+        found = self._store.scan(keys.META, prefix=keys.term_prefix(self.shard, bucket))
+        return {keys.local_of_term_key(key): int.from_bytes(data, "big") for key, data in found}
 
+    def page(self, after: bytes, *, most_rows: int, most_bytes: int) -> list[tuple[bytes, bytes]]:
+        """(local key, body) of the rows after ``after`` in key order, at least one unless there are none. Empty: the end."""
+        start = keys.row_key(self.shard, after) + b"\x00" if after else keys.shard_prefix(self.shard)
+        out: list[tuple[bytes, bytes]] = []
+        size = 0
+        for key, body in self._store.scan(keys.ROWS, start=start, end=keys.shard_end(self.shard), limit=most_rows):
+            out.append((key[len(keys.shard_prefix(self.shard)) :], body))
+            size += len(key) + len(body)
+            if size >= most_bytes:
+                break
+        return out
 
-def _life(body: bytes | None) -> tuple[bool, int]:
-    """(is alive, when it expires in Unix seconds or 0) of a document's body."""
-    if body is None:
-        return False, 0
-    document = decode_document(body)
-    return document.alive, int(document.fields.get(Field.EXPIRES) or 0) if document.alive else 0
+    def bodies(self, locals_: Sequence[bytes]) -> list[bytes | None]:
+        """Bodies of rows by local key, in their order."""
+        return self._store.multi_get(keys.ROWS, [keys.row_key(self.shard, local) for local in locals_])
+
+    def buried(self, before_ms: int, limit: int) -> dict[bytes, int]:
+        """Local key -> `digest.term` of tombstones of ``before_ms`` or earlier, the oldest first."""
+        start, end = keys.grave_key(self.shard, 0, b""), keys.grave_key(self.shard, before_ms + 1, b"")
+        found = self._store.scan(keys.META, start=start, end=end, limit=limit)
+        locals_ = [keys.local_of_grave_key(key) for key, _ in found]
+        bodies = self.bodies(locals_)
+        return {
+            local: digest.term(local, body) for local, body in zip(locals_, bodies, strict=True) if body is not None
+        }
+
+    def namespaces(self) -> list[str]:
+        """Every namespace that has rows on the shard."""
+        head = keys.counts_prefix(self.shard)
+        return [key[len(head) :].decode() for key, _ in self._store.scan(keys.META, prefix=head)]

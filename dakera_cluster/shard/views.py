@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -114,6 +115,15 @@ class Views:
         """Forget a view and its snapshot. In the lane."""
         self._remove((shard, namespace))
         self._forget_snapshot(shard, namespace)
+
+    def of_shard(self, shard: int) -> list[str]:
+        """Namespaces of a shard whose views are in memory. Any thread."""
+        return [namespace for number, namespace in list(self._views) if number == shard]
+
+    def forget_shard(self, shard: int) -> None:
+        """Remove the snapshots of a shard whose views are all dropped. Any thread."""
+        if self._directory is not None:
+            shutil.rmtree(self._directory / f"{shard:05d}", ignore_errors=True)
 
     def _weigh(self, key: tuple[int, str], view: NamespaceView) -> None:
         """Account for a view's size: sums over all views are too slow to make for each decision."""
