@@ -23,9 +23,11 @@ from dakera_cluster.cluster.gate import Gate
 from dakera_cluster.cluster.holdings import Holdings
 from dakera_cluster.cluster.local import LocalTransport, be_alone
 from dakera_cluster.cluster.maps import Maps
+from dakera_cluster.cluster.portrait import MemberFacts, Portrait
 from dakera_cluster.cluster.replicator import Replicator, ReplicatorSettings
 from dakera_cluster.cluster.router import Router
 from dakera_cluster.cluster.status import NodeStatus
+from dakera_cluster.cluster.vitals import VitalSigns
 from dakera_cluster.inference.embedder import Device
 from dakera_cluster.inference.service import Embedder, EmbedderSettings, UnavailableEmbedder, open_embedder
 from dakera_cluster.memory.activity import ActivityStatus
@@ -179,7 +181,11 @@ async def start_node(settings: Settings, stack: contextlib.AsyncExitStack, stop:
     stack.push_async_callback(expiry.close)
 
     status = NodeStatus(host, settings.cluster.shards)
-    services = await _services(identity.node, core, notes, status, objects, stack)
+    signs = VitalSigns(identity.node, status, maps, holdings)
+    own_url = settings.cluster.api_advertise or f"http://{settings.server.host}:{settings.server.port}"
+    alone = [MemberFacts(identity.node, "alive", own_url, "", 0.0, 0.0)]
+    portrait = Portrait(identity.node, maps, signs, wall_ms, lambda: alone)
+    services = await _services(identity.node, core, notes, status, objects, portrait, stack)
     app = make_app(services, _api_settings(settings), request_shutdown=stop.set)
     server = ApiServer(app)
     node = Node(services, server, settings.drain_s)
@@ -197,6 +203,7 @@ async def _services(
     notes: UsageNotes,
     status: NodeStatus,
     objects: ObjectStore,
+    portrait: Portrait,
     stack: contextlib.AsyncExitStack,
 ) -> Services:
     memories = Memories(core)
@@ -216,6 +223,7 @@ async def _services(
         consolidation=Consolidation(core, memories),
         keys=api_keys,
         status=ActivityStatus(core, status),
+        cluster=portrait,
     )
 
 

@@ -205,6 +205,22 @@ class CompactBody(Request, kw_only=True, frozen=True):
     force: bool = False
 
 
+class RebalanceBody(Request, kw_only=True, frozen=True):
+    shard_ids: list[str] | None = None
+    dry_run: bool = False
+
+
+class MemberBody(Request, kw_only=True, frozen=True):
+    action: str
+
+
+class MaintenanceBody(Request, kw_only=True, frozen=True):
+    reason: str
+    node_ids: list[str] | None = None
+    reject_requests: bool = False
+    duration_minutes: int | None = None
+
+
 class AgentQuery(Request, kw_only=True, frozen=True):
     agent_id: str | None = None
 

@@ -24,6 +24,7 @@ import msgspec
 
 _RUST_PREFIX = "dakera-client/"
 _OBJECT_LIST_PREFIXES = ("python-requests/", "python-httpx/", "dakera-py/")
+_JAVASCRIPT_PREFIXES = ("node", "undici", "dakera-js/")
 _LAST_STRICT_RUST = (0, 11, 54)
 _PREFIX_CHARS = 64
 _VERSION = re.compile(r"(\d{1,4})\.(\d{1,4})\.(\d{1,4})")
@@ -39,12 +40,15 @@ class Client(msgspec.Struct, frozen=True):
     hits_key: str = "results"
     """The key of the list in answers to vector, full-text and hybrid queries."""
     bare_sessions: bool = False
+    bare_nodes: bool = False
+    """The list of cluster nodes as a bare array."""
     """`GET /v1/sessions` answers an array."""
     iso_wake_up: bool = False
     """Times of the wake-up route are ISO-8601 strings."""
 
 
 OTHER = Client()
+JAVASCRIPT = Client(bare_nodes=True)
 PYTHON = Client(namespace_objects=True)
 RUST = Client(aliased_pairs=False, iso_wake_up=True)
 RUST_STRICT = Client(aliased_pairs=False, iso_wake_up=True, hits_key="matches", bare_sessions=True)
@@ -59,6 +63,8 @@ def client_of(user_agent: str | None) -> Client:
 def _client_of(prefix: str) -> Client:
     if prefix.startswith(_OBJECT_LIST_PREFIXES):
         return PYTHON
+    if prefix.startswith(_JAVASCRIPT_PREFIXES):
+        return JAVASCRIPT
     if not prefix.startswith(_RUST_PREFIX):
         return OTHER
     version = _VERSION.match(prefix, len(_RUST_PREFIX))

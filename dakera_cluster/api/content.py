@@ -117,6 +117,7 @@ def unzstd(data: bytes, limit: int) -> bytes:
     out = bytearray()
     decoder = zstandard.ZstdDecompressor(max_window_size=ZSTD_MAX_WINDOW_BYTES)
     try:
+        promised = zstandard.frame_content_size(data)
         with decoder.stream_reader(data, read_across_frames=True) as reader:
             while piece := reader.read(min(_STEP_BYTES, limit + 1 - len(out))):
                 out += piece
@@ -124,6 +125,8 @@ def unzstd(data: bytes, limit: int) -> bytes:
                     raise _too_large(limit)
     except zstandard.ZstdError as error:
         raise InvalidRequestError(f"is not zstd: {error}", field="body") from error
+    if len(out) < promised:
+        raise InvalidRequestError("the zstd stream is cut short", field="body")
     return bytes(out)
 
 

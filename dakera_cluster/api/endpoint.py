@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any
+from typing import Any, TypeVar
 
 from aiohttp import web
 from multidict import CIMultiDict
@@ -25,11 +25,13 @@ from dakera_cluster.api.limits import Allowance
 from dakera_cluster.api.metrics import UNKNOWN_PATH
 from dakera_cluster.api.route import Call, NoBody, Raw, Route
 from dakera_cluster.api.runtime import Runtime
+from dakera_cluster.cluster import levels
 from dakera_cluster.model.errors import (
     AuthenticationRequiredError,
     DakeraError,
     InternalError,
     InvalidApiKeyError,
+    InvalidRequestError,
     MethodNotAllowedError,
     OverloadedError,
     PayloadTooLargeError,
@@ -41,6 +43,7 @@ from dakera_cluster.model.errors import (
 )
 from dakera_cluster.model.ids import AGENT_PREFIX, MAX_NAMESPACE_CHARS, agent_namespace, check_id, check_namespace
 from dakera_cluster.model.keys import Scope
+from dakera_cluster.protocols.quorum import ReadLevel, WriteLevel
 
 log = logging.getLogger(__name__)
 access_log = logging.getLogger("dakera_cluster.api.access")
@@ -50,6 +53,8 @@ MAX_AGENT_CHARS = MAX_NAMESPACE_CHARS - len(AGENT_PREFIX)
 _JSON_SUFFIX = "+json"
 _HTTP_OK = 200
 _HTTP_NO_CONTENT = 204
+
+_Level = TypeVar("_Level", WriteLevel, ReadLevel)
 
 
 class Endpoint:
@@ -107,6 +112,7 @@ class Endpoint:
                 exchange.namespace = namespace = self._namespace(path, body, query)
                 if namespace is not None:
                     require_namespace(identity, namespace)
+                _take_levels(http)
                 call = Call(
                     runtime.services, runtime, http, client_of(http.headers.get("User-Agent")), identity, path, query
                 )
@@ -176,6 +182,26 @@ class Endpoint:
         if name == "agent_id":
             return agent_namespace(value if source == "path" else check_id(value, name, limit=MAX_AGENT_CHARS))
         return value if source == "path" else check_namespace(value, name)
+
+
+def _take_levels(http: web.Request) -> None:
+    """Note the write level and read consistency that the headers ask for. Raises InvalidRequestError.
+
+    Both are set for every request, also to None: requests of one connection share a task and so its context.
+    """
+    levels.write_level.set(_level(http, "X-Write-Level", WriteLevel))
+    levels.read_level.set(_level(http, "X-Read-Consistency", ReadLevel))
+    levels.max_staleness_ms.set(None)
+
+
+def _level(http: web.Request, header: str, kind: type[_Level]) -> _Level | None:
+    value = http.headers.get(header)
+    if value is None:
+        return None
+    try:
+        return kind(value.lower())
+    except ValueError:
+        raise InvalidRequestError(f"expected one of {', '.join(kind)}, got {value[:32]!r}", field=header) from None
 
 
 def _is_json(content_type: str | None) -> bool:

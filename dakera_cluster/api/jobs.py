@@ -18,7 +18,13 @@ from dakera_cluster.model.errors import DakeraError, JobNotFoundError, Overloade
 
 log = logging.getLogger(__name__)
 MAX_JOBS = 256
-MAX_RUNNING = 4
+MAX_RUNNING = 2
+MAX_PENDING = 64
+RETRY_S = 5
+PENDING = "pending"
+RUNNING = "running"
+COMPLETED = "completed"
+FAILED = "failed"
 
 
 class Job(msgspec.Struct):
@@ -40,6 +46,7 @@ class Jobs:
         self._clock = clock
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._turn = asyncio.Semaphore(MAX_RUNNING)
 
     def list(self) -> list[Job]:
         """Newest first."""
@@ -56,11 +63,14 @@ class Jobs:
         return len(self._tasks)
 
     def start(self, job_type: str, work: Callable[[Job], Awaitable[Any]], **metadata: str) -> Job:
-        """Run ``work`` in the background; it may set the job's progress and message."""
-        if len(self._tasks) >= MAX_RUNNING:
-            raise OverloadedError(f"{len(self._tasks)} jobs are running; retry when one has ended", retry_after_s=5)
-        now = int(self._clock())
-        job = Job(f"job_{uuid.uuid4().hex}", job_type, "running", now, started_at=now, metadata=metadata)
+        """Run ``work`` in the background when its turn comes; it may set the job's progress and message. A job of the
+        same kind that still waits is returned instead of a second one. Raises OverloadedError when too many wait."""
+        for waiting in self._jobs.values():
+            if waiting.status == PENDING and (waiting.job_type, waiting.metadata) == (job_type, metadata):
+                return waiting
+        if len(self._tasks) >= MAX_PENDING:
+            raise OverloadedError(f"{len(self._tasks)} jobs wait; retry when some have ended", retry_after_s=RETRY_S)
+        job = Job(f"job_{uuid.uuid4().hex}", job_type, PENDING, int(self._clock()), metadata=metadata)
         self._jobs[job.id] = job
         while len(self._jobs) > MAX_JOBS:
             self._jobs.popitem(last=False)
@@ -69,13 +79,18 @@ class Jobs:
 
     async def _run(self, job: Job, work: Callable[[Job], Awaitable[Any]]) -> None:
         try:
-            await work(job)
-            job.status, job.progress = "completed", 100
+            async with self._turn:
+                job.status, job.started_at = RUNNING, int(self._clock())
+                await work(job)
+            job.status, job.progress = COMPLETED, 100
         except DakeraError as error:
-            job.status, job.message = "failed", error.message
+            job.status, job.message = FAILED, error.message
+        except asyncio.CancelledError:
+            job.status, job.message = FAILED, "the node stopped"
+            raise
         except Exception:
             log.exception("job %s failed", job.id)
-            job.status, job.message = "failed", "internal error"
+            job.status, job.message = FAILED, "internal error"
         finally:
             job.completed_at = int(self._clock())
             del self._tasks[job.id]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from dakera_cluster.api import answers, bodies, vector_bodies
-from dakera_cluster.api.handlers import keys, memory, namespaces, ops, sessions, texts, vectors
+from dakera_cluster.api.handlers import cluster, keys, memory, namespaces, ops, sessions, texts, vectors
 from dakera_cluster.api.jobs import Job
 from dakera_cluster.api.route import Handler, Route
 from dakera_cluster.memory.requests import (
@@ -484,6 +484,35 @@ KEYS = _rows(
     ),
 )  # fmt: skip
 
+_CLUSTER = "/admin/cluster"
+
+CLUSTER = _rows(
+    "Cluster",
+    *(
+        (method, path, Scope.SUPER_ADMIN, handler, summary, {**more, **_admin(path)})
+        for method, path, handler, summary, more in (
+            ("GET", f"{_CLUSTER}/status", cluster.status, "State of the cluster, as this node believes it", {}),
+            ("GET", f"{_CLUSTER}/nodes", cluster.nodes, "Nodes, with the age of the belief", {"answer": Any}),
+            ("GET", f"{_CLUSTER}/replication", cluster.replication, "Replicas and their lag", {}),
+            ("GET", f"{_CLUSTER}/shards", cluster.shards, "Shards and who holds them", {}),
+            (
+                "POST", f"{_CLUSTER}/shards/rebalance", cluster.rebalance, "Plan moves, and begin them unless dry_run",
+                {"body": bodies.RebalanceBody},
+            ),
+            (
+                "POST", f"{_CLUSTER}/nodes/{{node_id}}", cluster.member, "Drain, remove or activate a node",
+                {"body": bodies.MemberBody},
+            ),
+            ("GET", f"{_CLUSTER}/maintenance", cluster.maintenance, "Maintenance", {}),
+            (
+                "POST", f"{_CLUSTER}/maintenance/enable", cluster.maintenance_enable, "Begin maintenance",
+                {"body": bodies.MaintenanceBody},
+            ),
+            ("POST", f"{_CLUSTER}/maintenance/disable", cluster.maintenance_disable, "End maintenance", {}),
+        )
+    ),
+)  # fmt: skip
+
 ROUTES: tuple[Route, ...] = (
     *HEALTH,
     *OPS,
@@ -495,4 +524,5 @@ ROUTES: tuple[Route, ...] = (
     *VECTORS,
     *TEXTS,
     *KEYS,
+    *CLUSTER,
 )

@@ -23,6 +23,8 @@ from dakera_cluster.api.settings import ApiSettings
 from dakera_cluster.memory.services import Services
 
 RUNTIME: web.AppKey[Runtime] = web.AppKey("runtime", Runtime)
+LINGERING_S = 2.0
+"""How long the rest of a body is read and thrown away after a request was refused, so that the client sees the answer."""
 _PARAMETER = re.compile(r"\{(\w+)\}")
 
 
@@ -92,6 +94,7 @@ class ApiServer:
             auto_decompress=False,
             handle_signals=False,
             keepalive_timeout=settings.keepalive_timeout_s,
+            lingering_time=LINGERING_S,
             max_line_size=settings.max_header_bytes,
             max_field_size=settings.max_header_bytes,
             shutdown_timeout=settings.drain_timeout_s,

@@ -24,6 +24,7 @@ from dakera_cluster.model.shardmap import MemberState, ShardState
 
 VITALS_METHOD = "node.vitals"
 COMMAND_METHOD = "leader.command"
+MAINTENANCE_METHOD = "node.maintenance"
 VITALS_TIMEOUT_MS = 1_000.0
 VITALS_MAX_AGE_S = 1.0
 MAX_SHARD_ROWS = 70_000
@@ -239,6 +240,56 @@ class Portrait:
     async def set_member(self, node: str, state: MemberState) -> None:
         """Drain, remove or reinstate a node, by way of the leader."""
         await self._command(Command(state.name.lower(), node))
+
+    def maintenance_status(self) -> dict[str, Any]:
+        """Maintenance as this node holds it; one past its end is over."""
+        held = self.maintenance
+        if held.enabled and held.scheduled_end is not None and self._now_ms() // 1000 >= held.scheduled_end:
+            self.maintenance = held = Maintenance()
+        answer: dict[str, Any] = msgspec.to_builtins(held)
+        return answer
+
+    async def maintenance_enable(
+        self, reason: str, node_ids: list[str], reject_requests: bool, scheduled_end: int | None
+    ) -> dict[str, Any]:
+        """Begin maintenance: the leader starts no moves, and the named nodes (all, when none is named) refuse requests
+        where that was asked for."""
+        known = {member.node for member in self._members()}
+        strangers = [node for node in node_ids if node not in known]
+        if strangers:
+            raise InvalidRequestError(f"{strangers[0]!r} is no member of the cluster", field="node_ids")
+        wanted = Maintenance(
+            True, reason, self._now_ms() // 1000, scheduled_end, node_ids or sorted(known), reject_requests
+        )
+        await self._spread(wanted)
+        if self._leadership is not None:
+            await self._command(Command("pause"))
+        return self.maintenance_status()
+
+    async def maintenance_disable(self) -> dict[str, Any]:
+        await self._spread(Maintenance())
+        if self._leadership is not None:
+            await self._command(Command("resume"))
+        return self.maintenance_status()
+
+    def keep_maintenance(self, payload: bytes) -> bytes:
+        """Maintenance as a peer announces it."""
+        self.maintenance = msgspec.msgpack.decode(payload, type=Maintenance)
+        return b""
+
+    @property
+    def rejects_requests(self) -> bool:
+        """Whether this node refuses requests because of maintenance."""
+        held = self.maintenance_status()
+        return bool(held["rejecting_requests"]) and self._node in held["nodes_in_maintenance"]
+
+    async def _spread(self, wanted: Maintenance) -> None:
+        self.maintenance = wanted
+        payload = msgspec.msgpack.encode(wanted)
+        others = [m.node for m in self._members() if m.node != self._node and m.state != "dead"]
+        if self._caller is not None and others:
+            calls = (self._caller.call(node, MAINTENANCE_METHOD, payload, VITALS_TIMEOUT_MS) for node in others)
+            await asyncio.gather(*calls, return_exceptions=True)
 
     async def command(self, payload: bytes) -> bytes:
         """Carry out a command here; this node must lead."""

@@ -10,13 +10,13 @@ services.
 from __future__ import annotations
 
 import asyncio
-import contextvars
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import msgspec
 
 from dakera_cluster.cluster.gate import NotAReplicaError, OutdatedMapError
+from dakera_cluster.cluster.levels import write_level
 from dakera_cluster.cluster.maps import Maps
 from dakera_cluster.cluster.router import Router, Transport
 from dakera_cluster.model.errors import (
@@ -41,10 +41,6 @@ ROUNDS = 4
 
 Build = Callable[[Stamp], Sequence[Row]]
 Hint = Callable[[NodeId, ShardId, list[Row]], Coroutine[Any, Any, None]]
-
-write_level: contextvars.ContextVar[WriteLevel | None] = contextvars.ContextVar("write_level", default=None)
-"""The level a request asked for; None is the configured default. A context variable, because it belongs to the request and
-not to any of the services between the API and here."""
 
 
 class ReplicatorSettings(msgspec.Struct, frozen=True):

@@ -33,6 +33,7 @@ from dakera_cluster.memory.requests import (
 )
 from dakera_cluster.model.keys import Access, KeyInfo, KeyUsage, Scope
 from dakera_cluster.model.memories import FeedbackEntry, Memory, ScoredMemory, Session
+from dakera_cluster.model.shardmap import MemberState
 
 
 class Stored(msgspec.Struct):
@@ -347,6 +348,22 @@ class StatusService(Protocol):
     async def activity(self) -> Activity: ...
 
 
+class ClusterService(Protocol):
+    """The cluster as this node sees it; shapes are the wire contract's."""
+
+    async def status(self) -> dict[str, Any]: ...
+    async def nodes(self) -> list[dict[str, Any]]: ...
+    async def replication(self) -> dict[str, Any]: ...
+    async def shards(self) -> dict[str, Any]: ...
+    async def rebalance(self, shard_ids: list[str], dry_run: bool) -> dict[str, Any]: ...
+    async def set_member(self, node: str, state: MemberState) -> None: ...
+    def maintenance_status(self) -> dict[str, Any]: ...
+    async def maintenance_enable(
+        self, reason: str, node_ids: list[str], reject_requests: bool, scheduled_end: int | None
+    ) -> dict[str, Any]: ...
+    async def maintenance_disable(self) -> dict[str, Any]: ...
+
+
 class Services(msgspec.Struct, frozen=True):
     """Everything the API needs, made by the composition root."""
 
@@ -361,3 +378,4 @@ class Services(msgspec.Struct, frozen=True):
     consolidation: ConsolidationService
     keys: KeyService
     status: StatusService
+    cluster: ClusterService
