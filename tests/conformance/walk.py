@@ -164,7 +164,7 @@ async def compaction_is_a_job(walk: Walk) -> None:
     job_id = (await walk.do("ops_compact", namespace))["job_id"]
     job = await walk.do("ops_get_job", job_id)
     for _ in range(200):
-        if job["status"] != "running":
+        if job["status"] not in ("pending", "running"):
             break
         await asyncio.sleep(0.02)
         job = await walk.do("ops_get_job", job_id)
