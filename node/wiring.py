@@ -8,6 +8,7 @@ flight, flush, snapshot, close. Called by the process entry.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import logging
 import shutil
@@ -18,14 +19,25 @@ from pathlib import Path
 
 from dakera_cluster.api.server import ApiServer, make_app
 from dakera_cluster.api.settings import ApiSettings
+from dakera_cluster.cluster.birth import join_bucket
 from dakera_cluster.cluster.catalog import Catalog
 from dakera_cluster.cluster.gate import Gate
 from dakera_cluster.cluster.holdings import Holdings
-from dakera_cluster.cluster.local import LocalTransport, be_alone
+from dakera_cluster.cluster.leader import LeaderSettings
+from dakera_cluster.cluster.local import LocalTransport, be_alone, note_births
 from dakera_cluster.cluster.maps import Maps
-from dakera_cluster.cluster.portrait import MemberFacts, Portrait
+from dakera_cluster.cluster.peer_server import PeerServer
+from dakera_cluster.cluster.peer_services import Context, Priority
+from dakera_cluster.cluster.portrait import (
+    COMMAND_METHOD,
+    MAINTENANCE_METHOD,
+    VITALS_METHOD,
+    MemberFacts,
+    Portrait,
+)
 from dakera_cluster.cluster.replicator import Replicator, ReplicatorSettings
 from dakera_cluster.cluster.router import Router
+from dakera_cluster.cluster.runtime import Runtime, RuntimeSettings
 from dakera_cluster.cluster.status import NodeStatus
 from dakera_cluster.cluster.vitals import VitalSigns
 from dakera_cluster.inference.embedder import Device
@@ -47,10 +59,16 @@ from dakera_cluster.memory.texts import Texts
 from dakera_cluster.memory.usage import UsageNotes
 from dakera_cluster.model.config import Settings
 from dakera_cluster.model.config.storage import StorageKind
+from dakera_cluster.model.config.values import Secret
 from dakera_cluster.model.errors import DakeraError
 from dakera_cluster.model.hlc import HybridClock
 from dakera_cluster.model.ids import node_tag
+from dakera_cluster.model.shardmap import ShardMap
+from dakera_cluster.protocols.lease_events import LeaseConfig
+from dakera_cluster.protocols.members import Address
 from dakera_cluster.protocols.quorum import WriteLevel
+from dakera_cluster.protocols.rebalance import RebalanceConfig
+from dakera_cluster.protocols.swim_config import SwimConfig
 from dakera_cluster.retrieval.options import Settings as RecallSettings
 from dakera_cluster.shard import keys
 from dakera_cluster.shard.host import Host, HostSettings
@@ -61,7 +79,7 @@ from dakera_cluster.storage.objects import ObjectStore
 from dakera_cluster.storage.rocks import RowStoreSettings
 from dakera_cluster.storage.rows import RowStore, StoreState
 from dakera_cluster.storage.s3 import S3ObjectStore, S3Settings
-from node.identity import take_identity
+from node.identity import Identity, take_identity
 
 log = logging.getLogger(__name__)
 
@@ -160,8 +178,10 @@ async def start_node(settings: Settings, stack: contextlib.AsyncExitStack, stop:
     maps = Maps(store, identity.node, settings.cluster.shards)
     holdings = Holdings(store, identity.node)
     gate = Gate(identity.node, host, maps, holdings, clock, wall_ms)
-    await be_alone(maps, holdings, ALONE, identity.node, identity.disk, settings.cluster.replication_factor)
-    transport = LocalTransport(gate.handle)
+    runtime = await _join(settings, identity, store, objects, maps, holdings, gate, stop, stack)
+    if runtime is None:
+        await be_alone(maps, holdings, ALONE, identity.node, identity.disk, settings.cluster.replication_factor)
+    transport = runtime.transport if runtime is not None else LocalTransport(gate.handle)
     router = Router(maps, transport, catalog)
     replicator = Replicator(maps, router, transport, clock, wall_ms, _replicator_settings(settings))
     stack.push_async_callback(replicator.close)
@@ -184,7 +204,20 @@ async def start_node(settings: Settings, stack: contextlib.AsyncExitStack, stop:
     signs = VitalSigns(identity.node, status, maps, holdings)
     own_url = settings.cluster.api_advertise or f"http://{settings.server.host}:{settings.server.port}"
     alone = [MemberFacts(identity.node, "alive", own_url, "", 0.0, 0.0)]
-    portrait = Portrait(identity.node, maps, signs, wall_ms, lambda: alone)
+    portrait = Portrait(
+        identity.node,
+        maps,
+        signs,
+        wall_ms,
+        runtime.members if runtime is not None else lambda: alone,
+        runtime.leadership if runtime is not None else None,
+        runtime,
+    )
+    if runtime is not None:
+        _register_portrait(runtime.server, portrait)
+        status.add_check(
+            "map", lambda: (maps.current is not None, "no shard map yet" if maps.current is None else None)
+        )
     services = await _services(identity.node, core, notes, status, objects, portrait, stack)
     app = make_app(services, _api_settings(settings), request_shutdown=stop.set)
     server = ApiServer(app)
@@ -195,6 +228,98 @@ async def start_node(settings: Settings, stack: contextlib.AsyncExitStack, stop:
     stack.push_async_callback(server.stop)
     log.info("serving on %s:%d after %.2f s", settings.server.host, server.port, time.perf_counter() - started)
     return node
+
+
+async def _join(
+    settings: Settings,
+    identity: Identity,
+    store: RowStore,
+    objects: ObjectStore,
+    maps: Maps,
+    holdings: Holdings,
+    gate: Gate,
+    stop: asyncio.Event,
+    stack: contextlib.AsyncExitStack,
+) -> Runtime | None:
+    """Become one of many, where the settings say so."""
+    if not settings.cluster.enabled:
+        return None
+    cluster_id = await join_bucket(store, objects)
+    runtime = Runtime(
+        _runtime_settings(settings),
+        cluster_id,
+        identity.node,
+        identity.boot,
+        identity.disk,
+        maps,
+        gate,
+        objects,
+        stop.set,
+    )
+    births: set[asyncio.Task[None]] = set()
+
+    def adopted(_: ShardMap) -> None:
+        task = asyncio.create_task(note_births(maps, holdings, identity.node, identity.disk))
+        births.add(task)
+        task.add_done_callback(births.discard)
+
+    maps.subscribe(adopted)
+    await runtime.start()
+    stack.push_async_callback(runtime.close)
+    return runtime
+
+
+def _runtime_settings(settings: Settings) -> RuntimeSettings:
+    cluster, server = settings.cluster, settings.server
+    bind = settings.gossip_bind
+    keys_ = [_key_bytes(secret) for secret in (cluster.gossip_key, cluster.gossip_key_previous) if secret is not None]
+    advertise = cluster.gossip_advertise
+    secret = cluster.secret or server.root_api_key
+    seeds = tuple(Address(seed.host, seed.port) for seed in cluster.seeds)
+    return RuntimeSettings(
+        bind=Address(bind.host, bind.port),
+        advertise=Address(advertise.host, advertise.port) if advertise is not None else None,
+        api_url=cluster.api_advertise or f"http://{server.host}:{server.port}",
+        seeds=seeds,
+        secret=secret.reveal() if secret is not None else None,
+        gossip_keys=tuple(keys_),
+        swim=SwimConfig(
+            probe_interval_ms=float(cluster.probe_interval_ms),
+            probe_timeout_ms=float(cluster.probe_timeout_ms),
+            suspicion_multiplier=cluster.suspicion_multiplier,
+            gossip_interval_ms=float(cluster.gossip_interval_ms),
+            push_pull_interval_ms=float(cluster.push_pull_interval_ms),
+        ),
+        leader=LeaderSettings(
+            lease=LeaseConfig(ttl_ms=cluster.lease_ttl_ms),
+            rebalance=RebalanceConfig(
+                delay_ms=1000.0 * cluster.rebalance_delay_s, moves_per_node=cluster.concurrent_moves
+            ),
+            shards=cluster.shards,
+            replication_factor=cluster.replication_factor,
+            birth_members=min(cluster.replication_factor, len(set(seeds)) + 1),
+        ),
+    )
+
+
+def _key_bytes(secret: Secret) -> bytes:
+    text = secret.reveal()
+    return bytes.fromhex(text) if len(text) == 64 else base64.b64decode(text)
+
+
+def _register_portrait(server: PeerServer, portrait: Portrait) -> None:
+    async def vitals(payload: bytes, context: Context) -> bytes:
+        return portrait.vitals()
+
+    async def command(payload: bytes, context: Context) -> bytes:
+        return await portrait.command(payload)
+
+    async def maintenance(payload: bytes, context: Context) -> bytes:
+        return portrait.keep_maintenance(payload)
+
+    server.register(VITALS_METHOD, vitals, priority=Priority.CONTROL)
+    server.register(COMMAND_METHOD, command, priority=Priority.CONTROL)
+    server.register(MAINTENANCE_METHOD, maintenance, priority=Priority.CONTROL)
 
 
 async def _services(

@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 
 LEASE_OBJECT = "cluster/lease"
 PLAN_INTERVAL_S = 0.5
+LEASE_TICK_S = 0.25
 OPERATION_TIMEOUT_S = 4.0
 PROBE_RETRY_S = 5.0
 READY_KEPT = 200_000
@@ -212,10 +213,10 @@ class Leadership:
 
     async def _keep_lease(self) -> None:
         while True:
+            # None: an operation is under way, whose answer comes by itself.
             deadline = self._lease.next_deadline_ms()
-            if deadline is None:
-                return
-            await asyncio.sleep(max(0.005, min(0.25, (deadline - _now_ms()) / 1000)))
+            wait_s = LEASE_TICK_S if deadline is None else (deadline - _now_ms()) / 1000
+            await asyncio.sleep(max(0.005, min(LEASE_TICK_S, wait_s)))
             self._judge()
             self._feed(le.Tick())
 
