@@ -10,6 +10,7 @@ The lists have fixed sizes, so the order does not depend on how many results are
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,14 +24,15 @@ from dakera_cluster.retrieval.query import QueryFeatures
 from dakera_cluster.retrieval.temporal import QueryTime, day_closeness, month_match
 from dakera_cluster.retrieval.view import RecallView
 
-LIST_SIZE = 256
+LIST_SIZE = 192
 TIE_ROOM = 64
 """Further vector results fetched so that equal scores at the end of the list can be told apart by id."""
 ENTITY_LIST_SIZE = 50
 MAX_NAME_SHARE = 0.3
 """A name that more of the memories hold than this tells nothing."""
-SPREAD_FROM = 64
+SPREAD_FROM = 48
 SPREAD_REACH = 4
+WINDOW_REACH = 8
 WINDOW_WORDS = 60
 WINDOW_WEIGHT = 0.5
 FEEDBACK_MEMORIES = 3
@@ -73,11 +75,12 @@ def candidates(
     if routing is Routing.AUTO:
         routing = Routing.HYBRID if has_vectors else Routing.BM25
     size = max(LIST_SIZE, options.k)
+    holders = _holders(view, query.text, words)
     lists: list[NDArray[np.int64]] = []
     if routing is not Routing.BM25:
         lists.append(_by_vector(view, query.vector, size, allowed))
         if settings.entity_vector_search:
-            lists.append(_by_entity(view, query, allowed))
+            lists.append(_by_entity(view, query, holders, allowed))
     if routing is not Routing.VECTOR:
         by_words = _by_words(view, words, size, allowed)
         lists.append(by_words)
@@ -85,7 +88,7 @@ def candidates(
     slots = np.unique(np.concatenate(lists)) if lists else np.zeros(0, np.int64)
     for _ in range(1, options.iterations if routing is not Routing.BM25 else 1):
         slots = np.union1d(slots, _again(view, query, slots, words, allowed))
-    return _fused(view, query, words, slots, time, options, settings, routing)
+    return _fused(view, query, words, slots, holders, time, options, settings, routing)
 
 
 def _by_vector(
@@ -95,48 +98,43 @@ def _by_vector(
         return np.zeros(0, np.int64)
     slots, scores = view.vectors.search(vector, size + TIE_ROOM, allowed)
     slots = slots.astype(np.int64)
-    found = slots[ties.best(scores, slots, size, view.ids)]
+    found = slots[ties.best(scores, view.evidence.keys(slots), size)]
     long, long_scores = view.evidence.passage_hits(vector, size, allowed)
     if not len(long):
         return found
-    return np.concatenate([found, long[ties.best(long_scores, long, size, view.ids)]])
+    return np.concatenate([found, long[ties.best(long_scores, view.evidence.keys(long), size)]])
 
 
 def _by_words(view: RecallView, words: WordScores, size: int, allowed: Mask | None) -> NDArray[np.int64]:
     hits = np.flatnonzero(words.bm25)
     if allowed is not None:
         hits = hits[(hits < len(allowed)) & allowed[np.minimum(hits, len(allowed) - 1)]] if len(allowed) else hits[:0]
-    return hits[ties.best(words.bm25[hits], hits, size, view.ids)]
+    return hits[ties.best(words.bm25[hits], view.evidence.keys(hits), size)]
 
 
-def _by_entity(view: RecallView, query: QueryFeatures, allowed: Mask | None) -> NDArray[np.int64]:
+def _by_entity(
+    view: RecallView, query: QueryFeatures, holders: list[NDArray[np.bool_]], allowed: Mask | None
+) -> NDArray[np.int64]:
     """The nearest among the memories that hold a rare name of the question."""
-    holders = _holders(view, query.text)
-    if not holders or view.vectors is None or query.vector is None:
+    if not holders or view.vectors is None or query.vector is None or view.vectors.dimension != len(query.vector):
         return np.zeros(0, np.int64)
-    size = max(int(slots.max()) for slots in holders if len(slots)) + 1 if any(map(len, holders)) else 0
-    mask = np.zeros(size, bool)
-    for slots in holders:
-        mask[slots] = True
+    mask = np.logical_or.reduce(holders)
     if allowed is not None:
-        mask[: len(allowed)] &= allowed[:size]
+        mask[: len(allowed)] &= allowed[: len(mask)]
         mask[len(allowed) :] = False
-    if not mask.any() or view.vectors.dimension != len(query.vector):
+    if not mask.any():
         return np.zeros(0, np.int64)
     slots, scores = view.vectors.search(query.vector, ENTITY_LIST_SIZE + TIE_ROOM, mask)
     slots = slots.astype(np.int64)
-    return slots[ties.best(scores, slots, ENTITY_LIST_SIZE, view.ids)]
+    return slots[ties.best(scores, view.evidence.keys(slots), ENTITY_LIST_SIZE)]
 
 
-def _holders(view: RecallView, question: str) -> list[NDArray[np.int64]]:
+def _holders(view: RecallView, question: str, words: WordScores) -> list[NDArray[np.bool_]]:
+    """For each rare name of the question, a mask by slot of the memories that hold it."""
     limit = MAX_NAME_SHARE * max(1, len(view.text))
-    found = []
-    for name in proper_nouns(question):
-        for term in view.text.query_terms(name):
-            slots, _ = view.text.postings(term)
-            if 0 < len(slots) <= limit:
-                found.append(slots.astype(np.int64))
-    return found
+    named = {term for name in proper_nouns(question) for term in view.text.query_terms(name)}
+    masks = [words.frequencies[row] > 0 for row, term in enumerate(words.terms) if term in named]
+    return [mask for mask in masks if 0 < np.count_nonzero(mask) <= limit]
 
 
 def _beside(view: RecallView, slots: NDArray[np.int64], allowed: Mask | None) -> NDArray[np.int64]:
@@ -156,7 +154,7 @@ def _again(
         return np.zeros(0, np.int64)
     cosine = view.vectors.scores(query.vector, slots).astype(np.float64)
     score = ties.scaled(cosine) + ties.scaled(_at(words.bm25, slots))
-    near = slots[ties.best(score, slots, FEEDBACK_MEMORIES, view.ids)]
+    near = slots[ties.best(score, view.evidence.keys(slots), FEEDBACK_MEMORIES)]
     vectors = view.vectors.vectors(near)
     vectors = vectors[~np.isnan(vectors).any(axis=1)]
     if not len(vectors):
@@ -170,6 +168,7 @@ def _fused(
     query: QueryFeatures,
     words: WordScores,
     slots: NDArray[np.int64],
+    holders: list[NDArray[np.bool_]],
     time: QueryTime | None,
     options: Options,
     settings: Settings,
@@ -180,7 +179,7 @@ def _fused(
     if query.vector is not None and vectors is not None and vectors.dimension == len(query.vector):
         cosine = vectors.scores(query.vector, slots).astype(np.float64)
     bm25, coverage = _at(words.bm25, slots), _at(words.coverage, slots)
-    around = neighbourhood(view.evidence, slots)
+    around = neighbourhood(view.evidence, slots, WINDOW_REACH)
     window = window_scores(words, slots, around.slots, around.within(WINDOW_WORDS))
     if routing is Routing.VECTOR:
         fused = ties.scaled(cosine)
@@ -196,13 +195,13 @@ def _fused(
             fused = weight * ties.scaled(cosine) + (1 - weight) * ties.scaled(bm25)
         if options.fusion is None:
             fused = fused + WINDOW_WEIGHT * ties.scaled(window)
-        if settings.name_boost > 0:
-            fused = fused + settings.name_boost * _named(view, query.text, slots)
+        if settings.name_boost > 0 and holders:
+            fused = fused + settings.name_boost * _named(holders, slots)
     if time is not None and time.is_bound and settings.temporal_inference:
         when = view.evidence.column("when", slots)
         near = np.maximum(day_closeness(when, time), month_match(when, time))
         fused = fused * (1 + settings.temporal_mult_beta * (near - 0.5))
-    order = ties.ordered(fused, slots, view.ids)
+    order = ties.ordered(fused, view.evidence.keys(slots))
     return Candidates(slots[order], fused[order], cosine[order], bm25[order], coverage[order], window[order])
 
 
@@ -212,20 +211,19 @@ def _reciprocal(
     """(k + 1) / (k + rank), so that the first of a list has 1; 0 for what the list does not hold."""
     result = np.zeros(len(scores))
     held = np.flatnonzero(~np.isnan(scores))
-    order = held[ties.ordered(scores[held], slots[held], view.ids)]
+    order = held[ties.ordered(scores[held], view.evidence.keys(slots[held]))]
     result[order] = (settings.rrf_k + 1) / (settings.rrf_k + 1 + np.arange(len(order)))
     return result
 
 
-def _named(view: RecallView, question: str, slots: NDArray[np.int64]) -> NDArray[np.float64]:
+def _named(holders: list[NDArray[np.bool_]], slots: NDArray[np.int64]) -> NDArray[np.float64]:
     """Share of the question's rare names that each memory holds."""
-    holders = _holders(view, question)
     share = np.zeros(len(slots))
     for holding in holders:
-        share += np.isin(slots, holding)
-    return share / max(1, len(holders))
+        share += _at(holding, slots)
+    return share / len(holders)
 
 
-def _at(values: NDArray[np.float64], slots: NDArray[np.int64]) -> NDArray[np.float64]:
+def _at(values: NDArray[Any], slots: NDArray[np.int64]) -> NDArray[np.float64]:
     inside = slots < len(values)
     return np.where(inside, values[np.where(inside, slots, 0)], 0.0) if len(values) else np.zeros(len(slots))

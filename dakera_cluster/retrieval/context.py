@@ -2,8 +2,8 @@
 
 A turn of a chat is short and leans on the turns around it; an essay of an assistant stands alone, and a question beside it
 must not borrow its words. So a window takes in the nearest neighbours as long as they fit its words: many short turns, few
-long ones, none that is longer than the budget. That decides from the data at hand where context helps: memories without
-a session, and long ones, have none.
+long ones, none that is longer than the budget. That decides from the data at hand where context helps: long memories,
+those without a session and those that nobody said (facts, notes) have none.
 
 Called by candidates.py (to pull neighbours in) and features.py.
 """
@@ -15,11 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dakera_cluster.retrieval.evidence import Evidence
+from dakera_cluster.retrieval.evidence import NO_SPEAKER, Evidence
 from dakera_cluster.retrieval.order import NOBODY
 
-REACH = 10
+REACH = 16
 """Neighbours looked at on each side."""
+MAX_TURN_WORDS = 2_000
+"""Words of the turns between a memory and its neighbour beyond which they are no turns of one talk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,12 @@ class Neighbourhood:
         """bool[n, 2 * reach]: the neighbours in a window of that many words, half of them on each side."""
         return self.words <= words // 2
 
+    def turns(self, count: int) -> NDArray[np.bool_]:
+        """bool[n, 2 * reach]: the ``count`` nearest on each side, as long as they are turns and no documents."""
+        half = self.slots.shape[1] // 2
+        nearest = np.arange(2 * half) % half < count
+        return np.asarray(nearest & (self.words <= MAX_TURN_WORDS))
+
     @property
     def next(self) -> NDArray[np.int32]:
         """The slot that follows each, NOBODY at the end of a session."""
@@ -44,6 +52,9 @@ def neighbourhood(evidence: Evidence, slots: NDArray[np.int64], reach: int = REA
     """The neighbours of ``slots``."""
     before, after = evidence.order.windows(slots, reach)
     both = np.concatenate([before, after], axis=1)
+    # What nobody said is no turn of a talk: facts filed under one session do not lean on each other.
+    unsaid = evidence.column("speaker", both) == NO_SPEAKER
+    both = np.where(unsaid | (evidence.column("speaker", slots) == NO_SPEAKER)[:, None], NOBODY, both)
     words = evidence.column("words", both).astype(np.int64)
     words[both == NOBODY] = np.iinfo(np.int32).max
     words[:, :reach] = np.cumsum(words[:, :reach], axis=1)

@@ -7,12 +7,8 @@ first ten of a list of fifty are the list of ten. Called by the engine for multi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
-
-from dakera_cluster.retrieval.ties import ordered
 
 DEPTH = 30
 """Places the pass orders; what comes later keeps its order."""
@@ -21,14 +17,10 @@ GAIN = 1.0
 
 
 def covering(
-    relevance: NDArray[np.float64],
-    best: NDArray[np.float32],
-    weights: NDArray[np.float64],
-    slots: NDArray[np.int64],
-    ids: Sequence[str],
+    order: NDArray[np.int64], relevance: NDArray[np.float64], best: NDArray[np.float32], weights: NDArray[np.float64]
 ) -> NDArray[np.int64]:
-    """Positions in their new order. ``best``: float32[t, n], what each question token found; ``weights``: float64[t]."""
-    order = ordered(relevance, slots, ids)
+    """``order`` (positions by relevance) with its head made covering. ``relevance``: float64[n] by position; ``best``:
+    float32[t, n], what each question token found; ``weights``: float64[t]."""
     head = order[:DEPTH]
     if len(head) < 2 or not len(weights):
         return order
@@ -37,9 +29,9 @@ def covering(
     left = list(range(len(head)))
     chosen: list[int] = []
     while left:
-        gains = relevance[head[left]].copy()
-        for row, weight in enumerate(weights.tolist()):
-            gains += GAIN * weight * np.maximum(found[row, left] - covered[row], 0.0)
+        added = np.maximum(found[:, left] - covered[:, None], 0.0) * weights[:, None]
+        # cumsum adds row by row: a sum whose order no library may change.
+        gains = relevance[head[left]] + GAIN * np.cumsum(added, axis=0)[-1]
         # The head is in order of relevance and id, so the first maximum is the one to take.
         pick = left.pop(int(np.argmax(gains)))
         chosen.append(pick)

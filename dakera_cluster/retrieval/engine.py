@@ -31,9 +31,9 @@ from dakera_cluster.retrieval.query import QueryFeatures
 from dakera_cluster.retrieval.temporal import QueryTime, query_time
 from dakera_cluster.retrieval.view import RecallView
 
-POOL = 256
+POOL = 192
 """Candidates that late interaction sees."""
-RANKED = 128
+RANKED = 96
 """Of those, the ones whose context is looked at and whom the model orders."""
 LATE_SHARE = 1.0
 """Weight of the late score beside the fused one when the pool is cut to RANKED."""
@@ -98,7 +98,8 @@ def rank(
     kind, time, words, found = _first_stage(view, query, options, settings, allowed, laps)
     if options.rerank is Rerank.NONE or not len(found.slots):
         relevance = found.fused + _importance(view, query, found.slots, settings)
-        order = ties.ordered(relevance, found.slots, view.ids)[: options.k]
+        order = ties.ordered(relevance, view.evidence.keys(found.slots))
+        order = ties.settled(order, relevance, found.slots, view.ids)[: options.k]
         return _ranking(found, order, relevance[order], np.clip(relevance[order], 0.0, 1.0), kind, False, None, laps)
     prepared = _second_stage(view, query, kind, time, words, found, laps)
     return _answer(view, query, options, settings, prepared, model or shipped(), laps)
@@ -145,7 +146,7 @@ def _second_stage(
     late = late_query(query, view.evidence.tokens, max(1, len(view.text)))
     own = match(late, view.evidence.tokens, pool.slots)
     seen = ties.scaled(pool.fused) + LATE_SHARE * ties.scaled(weighted(late, own.best))
-    order = ties.ordered(seen, pool.slots, view.ids)
+    order = ties.ordered(seen, view.evidence.keys(pool.slots))
     laps.lap("late")
     head, tail = order[:RANKED], order[RANKED:]
     ranked = _taken(pool, head, seen)
@@ -168,12 +169,12 @@ def _answer(
 ) -> Ranking:
     ranked = prepared.ranked
     relevance = model.relevance(prepared.features.values) + _importance(view, query, ranked.slots, settings)
+    order = ties.settled(ties.ordered(relevance, view.evidence.keys(ranked.slots)), relevance, ranked.slots, view.ids)
     if prepared.kind in (QuestionKind.MULTI_HOP, QuestionKind.COMPARISON):
-        order = covering(relevance, prepared.features.best, prepared.late.weights, ranked.slots, view.ids)
+        order = covering(order, relevance, prepared.features.best, prepared.late.weights)
         # Scores must fall with the rank: a memory taken earlier for what it adds counts as much as the one it passed.
         relevance = np.maximum.accumulate(relevance[order][::-1])[::-1]
     else:
-        order = ties.ordered(relevance, ranked.slots, view.ids)
         relevance = relevance[order]
     laps.lap("rank")
     blocks = [_taken(ranked, order, ranked.fused)]

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from dakera_cluster.index import dump
@@ -35,6 +36,7 @@ DUMP_VERSION = 1
 
 _COLUMNS: dict[str, tuple[Any, Any]] = {
     "when": (np.float64, 0.0),
+    "key": (np.uint64, 0),
     "words": (np.uint16, 0),
     "speaker": (np.int32, NO_SPEAKER),
     "role": (np.uint8, Role.PERSON),
@@ -82,6 +84,7 @@ class Evidence:
             self._columns[name] = grown(self._columns[name], slot + 1, fill)
         columns = self._columns
         columns["when"][slot], columns["dated"][slot] = when, dated
+        columns["key"][slot] = xxhash.xxh3_64_intdigest(row_id)
         columns["words"][slot] = min(traits.words, MAX_WORDS)
         columns["speaker"][slot] = code = self._speaker_code(traits.speaker)
         if code != NO_SPEAKER:
@@ -103,6 +106,10 @@ class Evidence:
     def live_speakers(self) -> dict[int, str]:
         """Code to name (lower case) of everybody who says something in a live memory."""
         return {code: self.speakers[code] for code in self._spoken}
+
+    def keys(self, slots: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """A hash of each row id: what tells memories of equal score apart, the same on every replica."""
+        return self.column("key", slots)
 
     def column(self, name: str, slots: NDArray[np.int64]) -> np.ndarray:
         """A column at ``slots``; its default for slots that were never put (NOBODY included)."""
@@ -147,6 +154,10 @@ class Evidence:
 
     def dump(self) -> bytes:
         """The view as bytes."""
+        return b"".join(self.dump_parts())
+
+    def dump_parts(self) -> list[bytes | memoryview]:
+        """``dump`` in parts, to be written before the view changes."""
         spans = [[slot, span.start, span.stop] for slot, span in sorted(self._passages_of.items())]
         keys = [[slot, *key] for slot, key in sorted(self.order.keys().items())]
         meta = {"speakers": self.speakers, "spans": spans, "next_passage": self._next_passage, "order": keys}

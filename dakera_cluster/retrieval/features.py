@@ -19,7 +19,7 @@ from dakera_cluster.retrieval import ties
 from dakera_cluster.retrieval.candidates import Candidates
 from dakera_cluster.retrieval.context import Neighbourhood, neighbourhood
 from dakera_cluster.retrieval.evidence import NO_SPEAKER
-from dakera_cluster.retrieval.late import LateQuery, Matches, match, weighted
+from dakera_cluster.retrieval.late import LateQuery, Matches, glance, weighted
 from dakera_cluster.retrieval.lexical import WordScores, window_scores
 from dakera_cluster.retrieval.query import QueryFeatures
 from dakera_cluster.retrieval.temporal import QueryTime, day_closeness, month_match
@@ -29,14 +29,14 @@ from dakera_cluster.retrieval.view import RecallView
 NEIGHBOUR_SHARE = 0.8
 """What a neighbour's word counts beside the memory's own when a window covers the question."""
 NEAR_WORDS, WIDE_WORDS = 150, 400
-TURN_WORDS = 2_000
-"""The window of 'the turn before and after': any turn that is not a whole document."""
+WINDOW_TURNS = 4
 
 NAMES: dict[str, str] = {
     "bm25": "BM25 of the memory",
     "coverage": "share of the question's words (by idf) it holds",
     "window": "BM25 of it and its neighbours, 60 words",
-    "window_near": "BM25 of it and its neighbours, 150 words",
+    "window_turns": "BM25 of it and the four turns on each side",
+    "window_wide": "BM25 of it and its neighbours, 400 words",
     "cosine": "cosine of the question and the memory",
     "passage": "cosine of the question and its best passage",
     "cosine_next": "cosine of the question and the memory that follows",
@@ -46,7 +46,6 @@ NAMES: dict[str, str] = {
     "cover_turn": "late interaction where the turn before or after may cover a word",
     "cover_next": "late interaction where the turn after may cover a word",
     "cover_near": "late interaction where 150 words around may cover a word",
-    "cover_wide": "late interaction where 400 words around may cover a word",
     "session": "best late interaction among the candidates of its session",
     "speaker": "share of its speaker's name that the question says",
     "speaker_only": "its speaker is the only one the question names",
@@ -59,28 +58,31 @@ NAMES: dict[str, str] = {
     "self_asked": "about_self, when the question speaks of the asker (I, my)",
     "assistant": "an assistant said it and the question speaks of the asker (I, my)",
     "in_session": "it has a turn before it",
+    "cosine_apart": "cosine, times the share of the question's words that no candidate holds",
+    "window_met": "window, times the share of the question's words that a candidate holds",
+    "window_wide_met": "window_wide, times that share",
 }
 """Feature name to what it means; the order is that of the columns."""
 
-SCALED = frozenset(
-    [
-        "bm25",
-        "coverage",
-        "window",
-        "window_near",
-        "cosine",
-        "passage",
-        "cosine_next",
-        "late",
-        "late_first",
-        "late_even",
-        "cover_turn",
-        "cover_next",
-        "cover_near",
-        "cover_wide",
-        "session",
-    ]
+FLAGS = frozenset(
+    (
+        "speaker",
+        "speaker_only",
+        "time_words",
+        "number",
+        "date_day",
+        "date_month",
+        "length",
+        "about_self",
+        "self_asked",
+        "assistant",
+        "in_session",
+        "cosine_apart",
+        "window_met",
+        "window_wide_met",
+    )
 )
+"""Features that mean the same for every question; all others are scaled over the ranked pool."""
 
 _WORD = re.compile(r"[a-z0-9]+")
 _FIRST_PERSON = re.compile(r"\b(?:i|i['’]\w+|my|me|mine|we|our|us)\b", re.IGNORECASE)
@@ -115,7 +117,8 @@ def features(
         "bm25": pool.bm25,
         "coverage": pool.coverage,
         "window": pool.window,
-        "window_near": window_scores(words, slots, around.slots, around.within(NEAR_WORDS)),
+        "window_turns": window_scores(words, slots, around.slots, around.turns(WINDOW_TURNS)),
+        "window_wide": window_scores(words, slots, around.slots, around.within(WIDE_WORDS)),
         "late": weighted(late, own.best),
         "late_first": own.first,
         "late_even": _even(own.best),
@@ -126,8 +129,13 @@ def features(
         **_form(view, query.text, slots),
     }
     columns["session"] = _sessions(view, slots, columns["late"])
+    # A question in other words than the memories' own must be answered by meaning, one in the same words by the words.
+    met = float(pool.coverage.max(initial=0.0))
+    columns["cosine_apart"] = (1 - met) * ties.scaled(columns["cosine"])
+    columns["window_met"] = met * ties.scaled(columns["window"])
+    columns["window_wide_met"] = met * ties.scaled(columns["window_wide"])
     columns["in_session"] = (around.slots[:, 0] >= 0).astype(np.float64)
-    values = [ties.scaled(columns[name]) if name in SCALED else columns[name].astype(np.float64) for name in NAMES]
+    values = [columns[name].astype(np.float64) if name in FLAGS else ties.scaled(columns[name]) for name in NAMES]
     return Features(slots, np.stack(values, axis=1), own.best)
 
 
@@ -160,20 +168,18 @@ def _context(
     view: RecallView, late: LateQuery, slots: NDArray[np.int64], own: Matches, around: Neighbourhood
 ) -> dict[str, NDArray[np.float64]]:
     """Late interaction in which what stands around a memory may cover a word of the question."""
-    turn = around.within(2 * TURN_WORDS)
-    half = around.slots.shape[1] // 2
-    turn[:, 1:half] = turn[:, half + 1 :] = False
+    turn, near_words = around.turns(1), around.within(NEAR_WORDS)
     following = turn.copy()
-    following[:, :half] = False
-    wide = around.within(WIDE_WORDS)
-    windows = {"cover_turn": turn, "cover_next": following, "cover_near": around.within(NEAR_WORDS), "cover_wide": wide}
-    # The pool's own slots come first: their matches are known.
-    others = np.setdiff1d(around.slots[wide | turn], slots).astype(np.int64)
-    near = match(late, view.evidence.tokens, others)
+    following[:, : turn.shape[1] // 2] = False
+    windows = {"cover_turn": turn, "cover_next": following, "cover_near": near_words}
+    looked_at = turn | near_words
+    # The matches of the pool's own slots are known.
+    others = np.setdiff1d(around.slots[looked_at], slots).astype(np.int64)
+    near = glance(late, view.evidence.tokens, others)
     every = np.concatenate([slots, others])
     order = np.argsort(every)
-    best = np.concatenate([own.best, near.best], axis=1)
-    reached = np.where(wide | turn, around.slots, slots[:, None])
+    best = np.concatenate([own.best, near], axis=1)
+    reached = np.where(looked_at, around.slots, slots[:, None])
     place = order[np.searchsorted(every[order], reached)]
     covers: dict[str, NDArray[np.float64]] = {name: np.zeros(len(slots)) for name in windows}
     for row, weight in enumerate(late.weights.tolist()):

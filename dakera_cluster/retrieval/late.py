@@ -1,9 +1,9 @@
 """Late interaction: how well each word of a question finds its like among the words of a memory.
 
 MaxSim (ColBERT, https://arxiv.org/abs/2004.12832) with the question's token vectors against one-bit token vectors; each
-token of the question weighs its idf. A long memory is matched passage by passage and the best passage counts; otherwise length alone
-would win. The question's vectors are rounded to integers so small that every sum is exact in float32: the result then
-does not depend on how BLAS blocks the product, and is the same on every replica.
+token of the question weighs its idf. A long memory is matched passage by passage and the best passage counts: otherwise
+length alone would win. The question's vectors are rounded to integers so small that every sum is exact in float32: the result
+then does not depend on how BLAS blocks the product, and is the same on every replica.
 
 Cost: about 0.2 ms for each 1,000 tokens at 10 question tokens on one core. Called by the engine.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,12 +32,13 @@ MAX_TOKENS = 24_000
 @dataclass(frozen=True, slots=True)
 class LateQuery:
     """``steps``: float32[t, d] of integers; ``sums``: float64[t] their row sums; ``scales``: float64[t], a step's worth;
-    ``weights``: float64[t], idf of the tokens, sum 1."""
+    ``weights``: float64[t], idf of the tokens, sum 1; ``signs``: uint64[t, d / 64], sign bits."""
 
     steps: NDArray[np.float32]
     sums: NDArray[np.float64]
     scales: NDArray[np.float64]
     weights: NDArray[np.float64]
+    signs: NDArray[np.uint64]
 
     def __len__(self) -> int:
         return len(self.weights)
@@ -57,7 +59,9 @@ def late_query(query: QueryFeatures, store: TokenStore, live: int) -> LateQuery:
     vectors = query.token_vectors[:MAX_QUERY_TOKENS]
     ids = query.token_ids[:MAX_QUERY_TOKENS]
     if not len(ids):
-        return LateQuery(np.zeros((0, 0), np.float32), np.zeros(0), np.zeros(0), np.zeros(0))
+        return LateQuery(
+            np.zeros((0, 0), np.float32), np.zeros(0), np.zeros(0), np.zeros(0), np.zeros((0, 0), np.uint64)
+        )
     peaks = np.maximum(np.abs(vectors).max(axis=1), np.finfo(np.float32).tiny).astype(np.float64)
     steps = np.rint(vectors / peaks[:, None] * STEPS).astype(np.float32)
     found = np.minimum(store.document_frequencies(ids), live)
@@ -70,6 +74,7 @@ def late_query(query: QueryFeatures, store: TokenStore, live: int) -> LateQuery:
         steps.sum(axis=1, dtype=np.float64),
         peaks / (STEPS * math.sqrt(vectors.shape[1])),
         idf / total if total > 0 else np.full(len(idf), 1 / len(idf)),
+        _as_words(np.packbits(vectors > 0, axis=1)),
     )
 
 
@@ -103,6 +108,45 @@ def match(query: LateQuery, store: TokenStore, slots: NDArray[np.int64], max_tok
                     continue
             _match_block(query, store, slots, chosen, best, first, first_only)
     return Matches(best, first, has_tokens)
+
+
+def glance(
+    query: LateQuery, store: TokenStore, slots: NDArray[np.int64], max_tokens: int = MAX_TOKENS
+) -> NDArray[np.float32]:
+    """float32[t, n]: the similarity of each question token in each slot, estimated from signs on both sides: a third of the
+    time of ``match``, good enough for what stands around a memory. 0 for slots beyond ``max_tokens`` tokens.
+
+    For vectors whose signs agree in a share 1 - h of the dimensions the cosine is about sin(pi / 2 (1 - 2 h)) (Charikar
+    2002), and the cosine with a sign vector about sqrt(2 / pi) of that.
+    """
+    best = np.zeros((len(query), len(slots)), np.float32)
+    counts = store.counts(slots).astype(np.int64)
+    seen = np.flatnonzero((counts > 0) & (np.cumsum(counts) <= max_tokens))
+    if not len(query) or not len(seen) or store.width != query.steps.shape[1]:
+        return best
+    for block in _blocks(counts[seen]):
+        tokens = store.gather(slots[seen[block]])
+        words = _as_words(tokens.signs)
+        differing = np.zeros((len(query), len(words)), np.uint16)
+        for column in range(words.shape[1]):
+            differing += np.bitwise_count(query.signs[:, column, None] ^ words[None, :, column])
+        starts = tokens.unit_starts[tokens.slot_units]
+        best[:, seen[block]] = _cosine_of(store.width)[np.minimum.reduceat(differing, starts, axis=1)]
+    return best
+
+
+@cache
+def _cosine_of(width: int) -> NDArray[np.float32]:
+    """By the number of differing signs."""
+    share = np.arange(width + 1) / width
+    return (math.sqrt(2 / math.pi) * np.sin(math.pi / 2 * (1 - 2 * share))).astype(np.float32)
+
+
+def _as_words(signs: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """Sign rows as 64-bit words, column by column in memory; the bits that fill the last word up are all 0."""
+    spare = -signs.shape[1] % 8
+    padded = np.pad(signs, ((0, 0), (0, spare))) if spare else np.ascontiguousarray(signs)
+    return np.asfortranarray(padded.view(np.uint64))
 
 
 def _match_block(

@@ -1,9 +1,9 @@
 """Time in questions and memories: what a question asks about, and how near a memory's own time is to it.
 
 Two kinds of reference are read: dates (``8 May 2023``, ``May 8th``, ``2023-05-08``, ``in May``, ``in 2022``), with the parts
-they leave out left open, and relative expressions (``yesterday``, ``last week``, ``three months ago``), resolved against a moment the
-caller gives. A memory is compared by its own time (``event_time`` where given), in UTC days. English only; what is not
-recognised is no reference. Pure: the clock is a parameter.
+they leave out left open, and relative expressions (``yesterday``, ``last week``, ``three months ago``), resolved against a
+moment the caller gives. A memory is compared by its own time (``event_time`` where given), in UTC days. English only; what is
+not recognised is no reference. Pure: the clock is a parameter.
 
 Called by evidence.py (the date in a content's head), the engine (questions) and features.py (closeness).
 """

@@ -1,41 +1,48 @@
-"""Orders and cuts that do not depend on slots: equal scores are told apart by row id. Called by every step that cuts."""
+"""Orders and cuts that do not depend on slots. Called by every step that cuts.
+
+Inside the engine equal scores are told apart by a hash of the row id (``Evidence.keys``): one number a memory, the same on
+every replica and quick to compare. What the caller sees is put in order by the id itself.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 
-def ordered(scores: NDArray[np.floating], slots: NDArray[np.int64], ids: Sequence[str]) -> NDArray[np.int64]:
-    """Positions by score descending, then row id."""
-    order = np.argsort(-scores, kind="stable")
-    ranked = scores[order]
-    tied = np.flatnonzero(ranked[1:] == ranked[:-1])
-    if not len(tied):
-        return order
-    # Only runs of equal scores are put in order by id: strings are slow to compare.
-    start = 0
-    while start < len(tied):
-        stop = start
-        while stop + 1 < len(tied) and tied[stop + 1] == tied[stop] + 1:
-            stop += 1
-        first, last = int(tied[start]), int(tied[stop]) + 2
-        order[first:last] = sorted(order[first:last].tolist(), key=lambda position: ids[int(slots[position])])
-        start = stop + 1
-    return order
+def ordered(scores: NDArray[np.floating], keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Positions by score descending, then key."""
+    return np.lexsort((keys, -scores))
 
 
-def best(scores: NDArray[np.floating], slots: NDArray[np.int64], k: int, ids: Sequence[str]) -> NDArray[np.int64]:
+def best(scores: NDArray[np.floating], keys: NDArray[np.uint64], k: int) -> NDArray[np.int64]:
     """The positions of the ``k`` best, in order."""
     if k <= 0:
         return np.zeros(0, np.int64)
     if len(scores) > k:
         floor = np.partition(scores, len(scores) - k)[len(scores) - k]
         kept = np.flatnonzero(scores >= floor)
-        return kept[ordered(scores[kept], slots[kept], ids)][:k]
-    return ordered(scores, slots, ids)
+        return np.asarray(kept[ordered(scores[kept], keys[kept])][:k])
+    return ordered(scores, keys)
+
+
+def settled(
+    order: NDArray[np.int64], scores: NDArray[np.floating], slots: NDArray[np.int64], ids: Sequence[str]
+) -> NDArray[np.int64]:
+    """``order`` (positions by score descending) with every run of equal scores in the order of the row ids."""
+    ranked = scores[order]
+    edges = [0, *(np.flatnonzero(ranked[1:] != ranked[:-1]) + 1).tolist(), len(order)]
+    if len(edges) == len(order) + 1:
+        return order
+    order = order.copy()
+    for start, stop in pairwise(edges):
+        if stop - start > 1:
+            run = order[start:stop].tolist()
+            order[start:stop] = sorted(run, key=lambda position: ids[int(slots[position])])
+    return order
 
 
 def scaled(values: NDArray[np.floating]) -> NDArray[np.float64]:
