@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from dakera_cluster.api.compat import OTHER, PYTHON, RUST, RUST_STRICT, Client, client_of
+from dakera_cluster.api.compat import JAVASCRIPT, OTHER, PYTHON, RUST, RUST_STRICT, Client, client_of
 from tests.support.wire_examples import VECTOR, World
 
 ALIASED_PAIRS = (
@@ -33,10 +33,10 @@ ALIASED_PAIRS = (
         ("dakera-client/1.0.0", RUST),
         ("dakera-client/", RUST),
         ("dakera-client/next", RUST),
-        ("dakera-js/0.11.105", OTHER),
+        ("dakera-js/0.11.105", JAVASCRIPT),
         ("dakera-go/0.1", OTHER),
-        ("node", OTHER),
-        ("undici", OTHER),
+        ("node", JAVASCRIPT),
+        ("undici", JAVASCRIPT),
         ("curl/8.0 python-requests/2", OTHER),
         ("", OTHER),
         (None, OTHER),
@@ -128,3 +128,11 @@ def test_wake_up_times_are_iso_to_rust_and_seconds_to_others(world: World) -> No
     assert memory["created_at"].endswith("Z")
     (memory,) = ask(world, "node", "GET", "/v1/agents/{agent_id}/wake-up")["memories"]
     assert isinstance(memory["created_at"], int)
+
+
+def test_nodes_are_a_bare_array_to_javascript_only(world: World) -> None:
+    for user_agent in ("node", "undici", "dakera-js/0.11.105"):
+        assert isinstance(ask(world, user_agent, "GET", "/v1/admin/cluster/nodes"), list)
+    for user_agent in ("dakera-client/0.11.54", "python-requests/2", "curl/8", ""):
+        answer = ask(world, user_agent, "GET", "/v1/admin/cluster/nodes")
+        assert answer["total"] == len(answer["nodes"])

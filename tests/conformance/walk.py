@@ -173,6 +173,34 @@ async def compaction_is_a_job(walk: Walk) -> None:
     await walk.refused("NotFoundError", "ops_get_job", "no-such-job")
 
 
+@step("cluster_status", "cluster_nodes")
+async def the_cluster_describes_itself(walk: Walk) -> None:
+    status = await walk.do("cluster_status")
+    assert status["status"] == status["state"] == "healthy"
+    assert status["nodes"] == status["node_count"] == 1
+    nodes = await walk.do("cluster_nodes")
+    (node,) = nodes["nodes"] if isinstance(nodes, dict) else nodes
+    assert node["id"] == node["node_id"] == status["leader"]
+    assert node["status"] == "active"
+
+
+@step("admin_cluster_replication", "admin_list_shards", "admin_rebalance_shards")
+async def shards_are_listed_and_a_plan_is_shown(walk: Walk) -> None:
+    assert (await walk.do("admin_cluster_replication"))["total_nodes"] == 1
+    shards = await walk.do("admin_list_shards")
+    assert shards["total"] == len(shards["shards"]) > 0
+    plan = await walk.do("admin_rebalance_shards", dry_run=True)
+    assert (plan["initiated"], plan["planned_moves"]) == (False, [])
+
+
+@step("admin_maintenance_status", "admin_enable_maintenance", "admin_disable_maintenance")
+async def maintenance_begins_and_ends(walk: Walk) -> None:
+    begun = await walk.do("admin_enable_maintenance", "a test", duration_minutes=5)
+    assert (begun["enabled"], begun["reason"], begun["rejecting_requests"]) == (True, "a test", False)
+    assert (await walk.do("admin_maintenance_status"))["scheduled_end"] > time.time()
+    assert (await walk.do("admin_disable_maintenance"))["enabled"] is False
+
+
 # -- namespaces -------------------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,8 @@ from dakera_cluster.api import bodies, vector_bodies
 from dakera_cluster.api.route import NoBody, Route
 from dakera_cluster.memory import requests
 
+NOT_ALONE = ("/admin/cluster/nodes/{node_id}",)
+"""Paths that a cluster of one answers 409."""
 DIMENSION = 4
 VECTOR = [1.0, 0.0, 0.0, 0.0]
 
@@ -28,6 +30,7 @@ class World:
         self.post(f"/v1/namespaces/{self.ns}/vectors", {"vectors": [{"id": "v1", "values": VECTOR}]})
         self.post(f"/v1/namespaces/{self.ns}/fulltext/index", {"documents": [{"id": "t1", "text": "a text"}]})
         self.key = self.post(f"/v1/namespaces/{self.ns}/keys", {"name": "pinned", "scope": "read"})["key_id"]
+        self.node = http.get("/admin/cluster/nodes").json()["nodes"][0]["node_id"]
         self.job = self.post("/ops/compact", {"namespace": self.ns})["job_id"]
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -45,6 +48,7 @@ class World:
             "vector_id": "v1",
             "key_id": self.key,
             "job_id": self.job,
+            "node_id": self.node,
         }
         return template.format(**{**known, **instead})
 
@@ -104,6 +108,9 @@ EXAMPLES: dict[type[Any], dict[str, Any]] = {
     bodies.NamespaceBody: {"name": "created", "dimension": DIMENSION},
     bodies.WarmBody: {},
     bodies.CompactBody: {},
+    bodies.RebalanceBody: {"dry_run": True},
+    bodies.MemberBody: {"action": "activate"},
+    bodies.MaintenanceBody: {"reason": "a test"},
     bodies.KeyBody: {"name": "a key", "scope": "read"},
     bodies.NamespaceKeyBody: {"name": "a key", "scope": "read"},
     vector_bodies.AgentHybridBody: {"agent_id": ..., "text": "known"},
