@@ -1,0 +1,1 @@
+"""Known bugs, re-planted one at a time: a checker that catches none of them is not a checker."""

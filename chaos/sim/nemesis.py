@@ -1,0 +1,217 @@
+"""The adversary of a simulated run: a seeded schedule of faults, all within what the promises allow.
+
+The promises hold for the loss of any minority of a shard's replicas, so at most one disk is lost in a run, and only while every
+shard has its full, complete set of holders elsewhere. Everything else (crashes of all nodes at once, partitions, pauses,
+clocks, the bucket) may happen at any time and together. Called by ``world``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from chaos.sim.net import LinkProfile
+from dakera_cluster.model.shardmap import MemberState
+
+if TYPE_CHECKING:
+    from chaos.sim.node import Node
+    from chaos.sim.world import World
+
+STEP_MIN_MS = 1_000.0
+STEP_MAX_MS = 5_000.0
+LOSS_MAX = 0.2
+
+
+class Nemesis:
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._rng = world.fork_rng()
+        self.is_running = True
+        self._may_lose_a_disk = self._rng.random() < 0.5
+        self._may_delete_the_lease = self._rng.random() < 0.3
+        self._may_grow = self._rng.random() < 0.6
+        self._may_drain = self._rng.random() < 0.4
+        faults = [
+            (3, self._crash), (1, self._crash_all), (3, self._partition), (2, self._one_way), (2, self._pause),
+            (2, self._jump), (2, self._bucket_outage), (2, self._bucket_faults), (2, self._weather),
+            (1, self._long_crash), (1, self._lose_disk), (2, self._grow), (1, self._drain), (2, self._cut_leader),
+            (1, self._delete_lease),
+        ]  # fmt: skip
+        self._faults = [fault for weight, fault in faults for _ in range(weight)]
+        world.timeline.after(self._rng.uniform(0, STEP_MAX_MS), self._step)
+
+    def _step(self) -> None:
+        if not self.is_running:
+            return
+        self._rng.choice(self._faults)()
+        self._world.timeline.after(self._rng.uniform(STEP_MIN_MS, STEP_MAX_MS), self._step)
+
+    def stop(self) -> None:
+        """Heal everything; what crashed starts again."""
+        self.is_running = False
+        world = self._world
+        world.net.heal()
+        world.net.profile = LinkProfile(delay_min_ms=0.5, delay_max_ms=5.0)
+        world.bucket.is_out = False
+        world.bucket.fault_share = 0.0
+        for node in world.nodes.values():
+            if node.is_paused:
+                node.resume()
+            if not node.is_up:
+                node.start()
+
+    # -- nodes
+
+    def _running(self) -> list[Node]:
+        return [node for node in self._world.nodes.values() if node.is_ready and not node.is_paused]
+
+    def _restart_later(self, node: Node, delay_ms: float) -> None:
+        life = node.life
+
+        def restart() -> None:
+            if node.life == life and not node.is_up and self.is_running:
+                node.start()
+
+        self._world.timeline.after(delay_ms, restart)
+
+    def _crash(self, delay_ms: float | None = None) -> None:
+        up = self._running()
+        if up:
+            node = self._rng.choice(up)
+            self._world.checkers.counts["crashes"] += 1
+            node.crash()
+            self._restart_later(node, self._rng.uniform(300, 6_000) if delay_ms is None else delay_ms)
+
+    def _long_crash(self) -> None:
+        """Longer than the rebalance delay: its shards move away, and it comes back as a stranger to them."""
+        self._crash(self._world.settings.rebalance.delay_ms + self._rng.uniform(2_000, 25_000))
+
+    def _crash_all(self) -> None:
+        self._world.trace("nemesis", "power failure")
+        for node in list(self._world.nodes.values()):
+            if node.is_up and node.is_ready:
+                node.crash()
+                self._restart_later(node, self._rng.uniform(300, 3_000))
+
+    def _pause(self) -> None:
+        up = self._running()
+        if not up:
+            return
+        node = self._rng.choice(up)
+        node.pause()
+        self._world.trace(node.name, "paused")
+        life = node.life
+
+        def resume() -> None:
+            if node.life == life and node.is_paused:
+                self._world.trace(node.name, "resumed")
+                node.resume()
+
+        self._world.timeline.after(self._rng.uniform(500, 12_000), resume)
+
+    def _jump(self) -> None:
+        node = self._rng.choice(list(self._world.nodes.values()))
+        skew_ms = node.clock.jump(self._rng)
+        self._world.trace(node.name, f"wall clock is {skew_ms:.0f} ms off")
+
+    def _lose_disk(self) -> None:
+        world = self._world
+        if not self._may_lose_a_disk or world.checkers.divergence_of_holdings() is not None:
+            return
+        up = self._running()
+        if len(up) < 3:
+            return
+        self._may_lose_a_disk = False
+        node = self._rng.choice(up)
+        node.crash()
+        node.disk.destroy()
+        world.checkers.counts["disks lost"] += 1
+        world.trace(node.name, f"disk lost, new disk {node.disk.identity}")
+        self._restart_later(node, self._rng.uniform(300, 20_000))
+
+    def _grow(self) -> None:
+        if self._may_grow and len(self._world.nodes) < 5:
+            self._may_grow = self._rng.random() < 0.5
+            self._world.add_node()
+
+    def _drain(self) -> None:
+        world = self._world
+        if self._may_drain and len(world.nodes) > 3 and not world.orders:
+            name = self._rng.choice(sorted(world.nodes))
+            world.orders[name] = MemberState.DRAINING
+
+            def undo() -> None:
+                world.orders[name] = MemberState.ACTIVE
+
+            world.timeline.after(self._rng.uniform(5_000, 30_000), undo)
+
+    # -- the network
+
+    def _weather(self) -> None:
+        """Loss, delay and duplicates for everybody."""
+        world, rng = self._world, self._rng
+        loss = rng.choice([0.0, 0.02, 0.1, LOSS_MAX])
+        slow = rng.choice([5.0, 5.0, 50.0, 300.0])
+        world.net.profile = LinkProfile(
+            delay_min_ms=0.5, delay_max_ms=slow, loss=loss, duplicate=rng.choice([0.0, 0.05])
+        )
+        world.trace("nemesis", f"loss {loss} delay {slow}")
+
+    def _heal_later(self) -> None:
+        def heal() -> None:
+            self._world.net.heal()
+            self._world.trace("nemesis", "network healed")
+
+        self._world.timeline.after(self._rng.uniform(1_000, 12_000), heal)
+
+    def _partition(self) -> None:
+        names = sorted(self._world.nodes)
+        self._rng.shuffle(names)
+        cut = self._rng.randint(1, max(1, len(names) - 1))
+        self._world.net.partition(names[:cut], names[cut:])
+        self._world.trace("nemesis", f"partition {names[:cut]} | {names[cut:]}")
+        self._heal_later()
+
+    def _cut_leader(self) -> None:
+        """The leader alone on one side; it still reaches the bucket."""
+        leaders = [node for node in self._running() if node.leader.lease.can_act(node.now_ms)]
+        if leaders:
+            others = sorted(name for name in self._world.nodes if name != leaders[0].name)
+            self._world.net.partition([leaders[0].name], others)
+            self._world.trace("nemesis", f"leader {leaders[0].name} is cut off")
+            self._heal_later()
+
+    def _one_way(self) -> None:
+        names = sorted(self._world.nodes)
+        if len(names) < 2:
+            return
+        source = self._rng.choice(names)
+        for target in self._rng.sample(
+            [name for name in names if name != source], self._rng.randint(1, len(names) - 1)
+        ):
+            self._world.net.block(source, target)
+            self._world.trace("nemesis", f"{source} does not reach {target}")
+        self._heal_later()
+
+    # -- the bucket
+
+    def _bucket_outage(self) -> None:
+        bucket = self._world.bucket
+        bucket.is_out = True
+        self._world.trace("nemesis", "bucket is out")
+
+        def back() -> None:
+            bucket.is_out = False
+
+        self._world.timeline.after(self._rng.uniform(1_000, 12_000), back)
+
+    def _bucket_faults(self) -> None:
+        bucket = self._world.bucket
+        bucket.fault_share = self._rng.choice([0.0, 0.2, 0.5])
+        self._world.trace("nemesis", f"bucket fault share {bucket.fault_share}")
+
+    def _delete_lease(self) -> None:
+        """An operator's mistake, made once: an object that is created and deleted again unseen cannot be told from none."""
+        if self._may_delete_the_lease:
+            self._may_delete_the_lease = False
+            self._world.bucket.delete("lease")
+            self._world.trace("nemesis", "lease object deleted")
