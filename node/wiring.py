@@ -66,7 +66,7 @@ from dakera_cluster.model.ids import node_tag
 from dakera_cluster.model.shardmap import ShardMap
 from dakera_cluster.protocols.lease_events import LeaseConfig
 from dakera_cluster.protocols.members import Address
-from dakera_cluster.protocols.quorum import WriteLevel
+from dakera_cluster.protocols.quorum import ReadLevel, WriteLevel
 from dakera_cluster.protocols.rebalance import RebalanceConfig
 from dakera_cluster.protocols.swim_config import SwimConfig
 from dakera_cluster.retrieval.options import Settings as RecallSettings
@@ -182,7 +182,7 @@ async def start_node(settings: Settings, stack: contextlib.AsyncExitStack, stop:
     if runtime is None:
         await be_alone(maps, holdings, ALONE, identity.node, identity.disk, settings.cluster.replication_factor)
     transport = runtime.transport if runtime is not None else LocalTransport(gate.handle)
-    router = Router(maps, transport, catalog)
+    router = Router(maps, transport, catalog, ReadLevel(settings.cluster.read_consistency.value))
     replicator = Replicator(maps, router, transport, clock, wall_ms, _replicator_settings(settings))
     stack.push_async_callback(replicator.close)
 

@@ -15,10 +15,11 @@ from typing import Any
 
 import msgspec
 
+from dakera_cluster.cluster.asking import Transport
 from dakera_cluster.cluster.gate import NotAReplicaError, OutdatedMapError
 from dakera_cluster.cluster.levels import write_level
 from dakera_cluster.cluster.maps import Maps
-from dakera_cluster.cluster.router import Router, Transport
+from dakera_cluster.cluster.router import Router
 from dakera_cluster.model.errors import (
     DakeraError,
     InternalError,

@@ -1,76 +1,51 @@
 """Who holds a row, and how answers of several shards become one.
 
 Rows of a namespace live on one shard a partition; agents have one partition, so their reads touch one replica set whatever
-the cluster's size. A read of a partitioned namespace is scattered and merged here. ``Transport`` carries one request to
-one node: inside the process to the host, otherwise over a peer connection. Called by the memory services.
+the cluster's size. A read of a partitioned namespace is scattered and merged here. Which replica is asked, and how many, is
+`cluster.asking`'s and `cluster.strong`'s business. Called by the memory services.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
-import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
+from dakera_cluster.cluster import levels
+from dakera_cluster.cluster.asking import Asker, Transport
 from dakera_cluster.cluster.catalog import Catalog
-from dakera_cluster.cluster.gate import OutdatedMapError
 from dakera_cluster.cluster.maps import Maps
-from dakera_cluster.model.errors import DakeraError, InternalError, ServiceUnavailableError, StorageError
-from dakera_cluster.model.ids import NodeId, ShardId, partition_of, shard_of
+from dakera_cluster.cluster.strong import Strong
+from dakera_cluster.model.errors import QueryTimeoutError, ServiceUnavailableError
+from dakera_cluster.model.ids import ShardId, partition_of, shard_of
 from dakera_cluster.model.rows import Kind, encode_value
+from dakera_cluster.protocols.quorum import ReadLevel
 from dakera_cluster.shard import ops
 from dakera_cluster.shard.search import fold
 
 A = TypeVar("A")
 
-MAP_ROUNDS = 4
-"""How often a read starts over because the map changed under it."""
-
-
-class Hedge:
-    """When a read has taken so long that a second replica is asked as well: the 95th percentile of recent reads, within
-    bounds (Dean and Barroso, "The tail at scale", 2013)."""
-
-    LEAST_S = 0.02
-    MOST_S = 0.5
-    SAMPLES = 256
-
-    def __init__(self) -> None:
-        self._recent: deque[float] = deque(maxlen=self.SAMPLES)
-        self._since = 0
-        self.delay_s = self.MOST_S
-        self.hedged = 0
-
-    def note(self, spent_s: float) -> None:
-        """A read that took so long."""
-        self._recent.append(spent_s)
-        self._since += 1
-        if self._since >= self.SAMPLES // 8:
-            self._since = 0
-            ordered = sorted(self._recent)
-            self.delay_s = min(self.MOST_S, max(self.LEAST_S, 2 * ordered[int(0.95 * (len(ordered) - 1))]))
-
-
-class Transport(Protocol):
-    """Carries one request to one node."""
-
-    async def call(self, node: NodeId, request: ops.Request) -> ops.Answer:
-        """The node's answer. Raises the errors of `model.errors`, ServiceUnavailableError when it cannot be reached."""
-        ...
-
 
 class Router:
     """Reads, wherever the rows are."""
 
-    def __init__(self, maps: Maps, transport: Transport, catalog: Catalog) -> None:
+    def __init__(
+        self, maps: Maps, transport: Transport, catalog: Catalog, level: ReadLevel = ReadLevel.EVENTUAL
+    ) -> None:
         self._maps = maps
-        self._transport = transport
+        self._asker = Asker(maps, transport)
+        self._strong = Strong(maps, transport, self._asker)
         self._catalog = catalog
-        self._hedge = Hedge()
+        self._level = level
+
+    @property
+    def _is_strong(self) -> bool:
+        return (levels.read_level.get() or self._level) is ReadLevel.STRONG
 
     def shard_for(self, namespace: str, row_id: str) -> ShardId:
         """The shard of a row."""
@@ -93,16 +68,38 @@ class Router:
         found: dict[str, bytes] = {}
 
         async def one(shard: ShardId, some: list[str]) -> None:
-            answer = await self._ask(shard, ops.Read(shard, 0, namespace, kind, some), ops.Bodies)
+            if self._is_strong:
+                found.update(await self._strong.read(shard, namespace, kind, some))
+                return
+            answer = await self._asker.one(shard, ops.Read(shard, 0, namespace, kind, some), ops.Bodies)
             found.update((i, body) for i, body in zip(some, answer.bodies, strict=True) if body is not None)
+            # A replica that lags must not turn a fresh write into a 404: what it lacks is asked of the others.
+            missing = [row_id for row_id in some if row_id not in found]
+            if missing and kind is Kind.DOCUMENT and len(self._maps.readers(shard)) > 1:
+                found.update(await self._elsewhere(shard, namespace, kind, missing))
 
         await _gather(one(shard, some) for shard, some in by_shard.items())
         return found
 
+    async def _elsewhere(self, shard: ShardId, namespace: str, kind: Kind, ids: list[str]) -> dict[str, bytes]:
+        version = self._maps.version(shard)
+        request = ops.Read(shard, version, namespace, kind, ids)
+        for node in self._maps.readers(shard)[1:]:
+            with contextlib.suppress(ServiceUnavailableError, QueryTimeoutError):
+                answer = await self._asker.first([node], request)
+                assert isinstance(answer, ops.Bodies)
+                found = {i: body for i, body in zip(ids, answer.bodies, strict=True) if body is not None}
+                if found:
+                    return found
+        return {}
+
     async def search(self, namespace: str, request: Callable[[ShardId, int], ops.Request], k: int) -> ops.Hits:
         """The best ``k`` hits over all parts, by score, ties by id."""
         shards = self.shards_of(namespace)
-        parts = await _gather(self._ask(s, request(s, 0), ops.Hits) for s in shards)
+        if self._is_strong:
+            parts = await _gather(self._strong.search(s, namespace, request(s, 0), k) for s in shards)
+        else:
+            parts = await _gather(self._asker.one(s, request(s, 0), ops.Hits) for s in shards)
         if len(parts) == 1:
             return parts[0]
         best = heapq.nsmallest(k, (hit for part in parts for hit in part.hits), key=lambda hit: (-hit.score, hit.id))
@@ -118,7 +115,7 @@ class Router:
         shards = self.shards_of(namespace or request.namespace)
         window = request.offset + request.limit
         parts = await _gather(
-            self._ask(
+            self._asker.one(
                 shard,
                 msgspec.structs.replace(request, shard=shard, map_version=0)
                 if len(shards) == 1
@@ -145,7 +142,7 @@ class Router:
     async def aggregate(self, request: ops.Aggregate) -> list[ops.Group]:
         """Groups over all parts, in order of their keys' encoding."""
         parts = await _gather(
-            self._ask(s, msgspec.structs.replace(request, shard=s, map_version=0), ops.Groups)
+            self._asker.one(s, msgspec.structs.replace(request, shard=s, map_version=0), ops.Groups)
             for s in self.shards_of(request.namespace)
         )
         merged: dict[bytes, ops.Group] = {}
@@ -157,19 +154,22 @@ class Router:
     async def describe(self, namespace: str, *, compact: bool = False) -> list[ops.Description]:
         """Sizes of each part."""
         return await _gather(
-            self._ask(s, ops.Describe(s, 0, namespace, compact), ops.Description) for s in self.shards_of(namespace)
+            self._asker.one(s, ops.Describe(s, 0, namespace, compact), ops.Description)
+            for s in self.shards_of(namespace)
         )
 
     async def profile(self, namespace: str, now_ms: int) -> ops.Profiled:
         """Counts over the live memories of a namespace."""
         parts = await _gather(
-            self._ask(s, ops.Profile(s, 0, namespace, now_ms), ops.Profiled) for s in self.shards_of(namespace)
+            self._asker.one(s, ops.Profile(s, 0, namespace, now_ms), ops.Profiled) for s in self.shards_of(namespace)
         )
         return parts[0] if len(parts) == 1 else _joined(parts)
 
     async def inventory(self, prefix: str) -> dict[str, tuple[int, int]]:
         """namespace -> (documents, bytes) of every namespace with documents whose name starts with ``prefix``."""
-        parts = await _gather(self._ask(s, ops.Inventory(s, 0, prefix), ops.Namespaces) for s in self.every_shard())
+        parts = await _gather(
+            self._asker.one(s, ops.Inventory(s, 0, prefix), ops.Namespaces) for s in self.every_shard()
+        )
         found: dict[str, tuple[int, int]] = {}
         for part in parts:
             for name, documents, size in zip(part.names, part.documents, part.bytes, strict=True):
@@ -181,71 +181,10 @@ class Router:
         """namespace -> ids of documents whose time is up, at most ``limit`` a shard."""
         found: dict[str, list[str]] = {}
         for shard in self.every_shard():
-            answer = await self._ask(shard, ops.Expired(shard, 0, now_ms, limit), ops.Places)
+            answer = await self._asker.one(shard, ops.Expired(shard, 0, now_ms, limit), ops.Places)
             for namespace, row_id in answer.places:
                 found.setdefault(namespace, []).append(row_id)
         return found
-
-    async def _ask(self, shard: ShardId, request: ops.Request, kind: type[A]) -> A:
-        """The answer of one replica: the best first, hedged when it is slower than usual, the next when it fails."""
-        for _ in range(MAP_ROUNDS):
-            order = self._maps.order
-            stamped = msgspec.structs.replace(request, map_version=self._maps.version(shard))
-            try:
-                started = time.perf_counter()
-                answer = await self._first(list(self._maps.readers(shard)), stamped)
-                self._hedge.note(time.perf_counter() - started)
-            except OutdatedMapError:
-                await self._maps.catch_up(order)
-                continue
-            if not isinstance(answer, kind):
-                raise InternalError(f"{type(request).__name__} was answered with {type(answer).__name__}")
-            return answer
-        raise ServiceUnavailableError(f"shard {shard} is moving: its map kept changing")
-
-    async def _first(self, nodes: list[NodeId], request: ops.Request) -> ops.Answer:
-        """The first good answer, asking one node after the other. Raises the last node's error."""
-        if len(nodes) == 1:
-            return await self._transport.call(nodes[0], request)
-        waiting: dict[asyncio.Task[ops.Answer], NodeId] = {}
-        errors: list[DakeraError] = []
-        try:
-            for position, node in enumerate(nodes):
-                waiting[asyncio.create_task(self._transport.call(node, request))] = node
-                last = position == len(nodes) - 1
-                while waiting:
-                    done, _ = await asyncio.wait(
-                        waiting, timeout=None if last else self._hedge.delay_s, return_when=asyncio.FIRST_COMPLETED
-                    )
-                    if not done:
-                        self._hedge.hedged += 1
-                        break
-                    answer = self._harvest(done, waiting, errors)
-                    if answer is not None:
-                        return answer
-                    if not last:
-                        break
-        finally:
-            for task in waiting:
-                task.cancel()
-        raise errors[-1]
-
-    def _harvest(
-        self,
-        done: set[asyncio.Task[ops.Answer]],
-        waiting: dict[asyncio.Task[ops.Answer], NodeId],
-        errors: list[DakeraError],
-    ) -> ops.Answer | None:
-        for task in done:
-            waiting.pop(task)
-            error = task.exception()
-            if error is None:
-                return task.result()
-            # Only what another replica may do better is worth asking it: a bad request is bad everywhere.
-            if not isinstance(error, ServiceUnavailableError | StorageError) or isinstance(error, OutdatedMapError):
-                raise error
-            errors.append(error)
-        return None
 
 
 def _joined(parts: Sequence[ops.Profiled]) -> ops.Profiled:

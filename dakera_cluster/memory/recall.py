@@ -26,7 +26,7 @@ from dakera_cluster.memory.requests import DEFAULT_RECALL_TOP_K, DEFAULT_SEARCH_
 from dakera_cluster.memory.services import Recalled
 from dakera_cluster.memory.store import check_content, check_tags
 from dakera_cluster.memory.usage import UsageNotes
-from dakera_cluster.memory.vectors import where_of
+from dakera_cluster.memory.vectors import take_consistency, where_of
 from dakera_cluster.model.errors import InvalidRequestError, ModelUnavailableError
 from dakera_cluster.model.ids import check_id
 from dakera_cluster.model.memories import ScoredMemory
@@ -144,6 +144,8 @@ class Recaller:
     def _check(self, query: RecallQuery) -> ops.Where | None:
         """The shard's condition of a request whose every value has been checked."""
         check_content(query.query, "query")
+        staleness = (query.staleness_config or {}).get("max_staleness_ms")
+        take_consistency(query.consistency, staleness if isinstance(staleness, int) else None)
         if len(query.query) > MAX_QUERY_CHARS:
             raise InvalidRequestError(f"must be at most {MAX_QUERY_CHARS} characters", field="query")
         check_choice(query.routing, tuple(Routing), "routing")

@@ -13,11 +13,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from dakera_cluster.cluster import levels
 from dakera_cluster.cluster.catalog import NamespaceRecord
 from dakera_cluster.index.flat import Metric
 from dakera_cluster.memory.core import (
     PAGE,
     Core,
+    check_choice,
     check_metadata,
     check_range,
     check_top_k,
@@ -37,6 +39,7 @@ from dakera_cluster.model.errors import ConflictError, DimensionMismatchError, I
 from dakera_cluster.model.ids import agent_of, check_id
 from dakera_cluster.model.memories import Field
 from dakera_cluster.model.rows import decode_document
+from dakera_cluster.protocols.quorum import ReadLevel
 from dakera_cluster.shard import ops
 from dakera_cluster.shard.records import record_of, vector_bytes, vector_of
 
@@ -125,6 +128,7 @@ class Vectors:
         """Nearest neighbours. Raises NamespaceNotFoundError, DimensionMismatchError, InvalidRequestError."""
         vector_space(namespace)
         k = check_top_k(query.top_k, DEFAULT_SEARCH_TOP_K)
+        take_consistency(query.consistency, query.max_staleness_ms)
         vector = await self.check_query(namespace, query.vector, "vector")
         metric = Metric.of(query.distance_metric, "distance_metric").value if query.distance_metric else None
         found = await self.search(
@@ -295,6 +299,7 @@ class Vectors:
         vector_space(namespace)
         k = check_top_k(query.top_k, DEFAULT_SEARCH_TOP_K)
         check_range(query.mmr_lambda, "mmr_lambda", 0, 1)
+        take_consistency(query.consistency, None)
         target = await self._combined(namespace, query)
         metric = Metric.of(query.distance_metric, "distance_metric").value if query.distance_metric else None
         depth = check_top_k(query.mmr_prefetch_k, MMR_PREFETCH_FACTOR * k, "mmr_prefetch_k") if query.enable_mmr else k
@@ -362,6 +367,16 @@ def where_of(expression: dict[str, Any] | None) -> ops.Where | None:
         return None
     filters.parse(expression)
     return ops.Where(filter=expression)
+
+
+def take_consistency(consistency: str | None, max_staleness_ms: int | None) -> None:
+    """Note the consistency a query asks for; it wins over a header's. Raises InvalidRequestError."""
+    check_choice(consistency, tuple(ReadLevel), "consistency")
+    if consistency is not None:
+        levels.read_level.set(ReadLevel(consistency))
+    if max_staleness_ms is not None:
+        check_range(max_staleness_ms, "staleness_config.max_staleness_ms", 1, 86_400_000)
+        levels.max_staleness_ms.set(max_staleness_ms)
 
 
 def expiry(ttl_seconds: int | None, now_s: int, field: str) -> dict[str, Any]:
