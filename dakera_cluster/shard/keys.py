@@ -116,6 +116,13 @@ def term_prefix(shard: int, bucket: int) -> bytes:
     return b"T" + _BUCKET.pack(shard, bucket)
 
 
+def term_end(shard: int, bucket: int) -> bytes:
+    """The least key above every term of the bucket."""
+    end = prefix_end(term_prefix(shard, bucket))
+    assert end is not None
+    return end
+
+
 def local_of_term_key(key: bytes) -> bytes:
     return key[1 + _BUCKET.size :]
 

@@ -190,9 +190,11 @@ class Replica:
         """The sum of all bucket digests: equal exactly when two replicas hold the same rows."""
         return read_root(self._store, self.shard)
 
-    def terms(self, bucket: int) -> dict[bytes, int]:
-        """Local key -> `digest.term` of every row in a bucket."""
-        found = self._store.scan(keys.META, prefix=keys.term_prefix(self.shard, bucket))
+    def terms(self, bucket: int, *, after: bytes = b"", limit: int | None = None) -> dict[bytes, int]:
+        """Local key -> `digest.term` of the rows in a bucket, in key order, from behind ``after``."""
+        prefix = keys.term_prefix(self.shard, bucket)
+        start = prefix + after + b"\x00" if after else prefix
+        found = self._store.scan(keys.META, start=start, end=keys.term_end(self.shard, bucket), limit=limit)
         return {keys.local_of_term_key(key): int.from_bytes(data, "big") for key, data in found}
 
     def page(self, after: bytes, *, most_rows: int, most_bytes: int) -> list[tuple[bytes, bytes]]:
