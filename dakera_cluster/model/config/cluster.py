@@ -62,6 +62,7 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
             Bool(also_true=("ha",)),
             "one of many nodes; otherwise a cluster of one",
             relied_on=True,
+            effect=True,
         ),
     ] = False
     node_id: Annotated[
@@ -85,9 +86,12 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
             _SEEDS,
             "nodes to join the cluster through",
             aliases=("DAKERA_GOSSIP_SEED", "DAKERA_SEED_NODES", "SEED_NODES"),
+            effect=True,
         ),
     ] = ()
-    gossip_port: Annotated[int, Var("DAKERA_GOSSIP_PORT", PORT, "gossip (UDP) and peer (TCP) port")] = GOSSIP_PORT
+    gossip_port: Annotated[int, Var("DAKERA_GOSSIP_PORT", PORT, "gossip (UDP) and peer (TCP) port", effect=True)] = (
+        GOSSIP_PORT
+    )
     gossip_bind: Annotated[
         HostPort | None,
         Var(
@@ -96,6 +100,7 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
             "address gossip binds",
             aliases=("DAKERA_BIND_ADDR", "BIND_ADDR"),
             unset="the host and the gossip port",
+            effect=True,
         ),
     ] = None
     gossip_advertise: Annotated[
@@ -105,18 +110,22 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
             Endpoint(GOSSIP_PORT),
             "gossip address told to peers",
             unset="the host of the advertised URL, else the bound address",
+            effect=True,
         ),
     ] = None
     api_advertise: Annotated[
         str | None,
-        Var("DAKERA_API_ADVERTISE", Url(), "own REST URL told to peers", unset="the bound address"),
+        Var("DAKERA_API_ADVERTISE", Url(), "own REST URL told to peers", unset="the bound address", effect=True),
     ] = None
     gossip_key: Annotated[
-        Secret | None, Var("DAKERA_GOSSIP_KEY", SecretKey(), "seals gossip packets", unset="not sealed", relied_on=True)
+        Secret | None,
+        Var("DAKERA_GOSSIP_KEY", SecretKey(), "seals gossip packets", unset="not sealed", relied_on=True, effect=True),
     ] = None
     gossip_key_previous: Annotated[
         Secret | None,
-        Var("DAKERA_GOSSIP_KEY_PREVIOUS", SecretKey(), "accepted beside the gossip key while it is rotated"),
+        Var(
+            "DAKERA_GOSSIP_KEY_PREVIOUS", SecretKey(), "accepted beside the gossip key while it is rotated", effect=True
+        ),
     ] = None
     secret: Annotated[
         Secret | None,
@@ -126,6 +135,7 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
             "shared by all nodes: peers prove that they know it",
             unset="derived from the root key",
             relied_on=True,
+            effect=True,
         ),
     ] = None
     peer_tls_cert: Annotated[
@@ -153,21 +163,34 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = 64
     replication_factor: Annotated[
-        int, Var("DAKERA_REPLICATION_FACTOR", Int(1, 15, "replicas"), "replicas of a shard, as far as there are nodes")
+        int,
+        Var(
+            "DAKERA_REPLICATION_FACTOR",
+            Int(1, 15, "replicas"),
+            "replicas of a shard, as far as there are nodes",
+            effect=True,
+        ),
     ] = 3
     write_level: Annotated[
         WriteLevel,
-        Var("DAKERA_WRITE_LEVEL", Choice(WriteLevel), "replicas that must be durable before a write is acknowledged"),
+        Var(
+            "DAKERA_WRITE_LEVEL",
+            Choice(WriteLevel),
+            "replicas that must be durable before a write is acknowledged",
+            effect=True,
+        ),
     ] = WriteLevel.QUORUM
     read_consistency: Annotated[
         ReadConsistency,
-        Var("DAKERA_READ_CONSISTENCY", Choice(ReadConsistency), "consistency of reads that do not name one"),
+        Var(
+            "DAKERA_READ_CONSISTENCY", Choice(ReadConsistency), "consistency of reads that do not name one", effect=True
+        ),
     ] = ReadConsistency.EVENTUAL
     max_staleness_ms: Annotated[
         int, Var("DAKERA_MAX_STALENESS_MS", Duration("ms", 1), "bound of bounded_staleness")
     ] = 5000
     write_timeout_ms: Annotated[
-        int, Var("DAKERA_WRITE_TIMEOUT_MS", Duration("ms", 10), "wait for the write quorum")
+        int, Var("DAKERA_WRITE_TIMEOUT_MS", Duration("ms", 10), "wait for the write quorum", effect=True)
     ] = 5000
     read_timeout_ms: Annotated[
         int, Var("DAKERA_READ_TIMEOUT_MS", Duration("ms", 10), "wait for the replicas a read needs")
@@ -177,31 +200,47 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
     ] = 500
 
     probe_interval_ms: Annotated[
-        int, Var("DAKERA_GOSSIP_PROBE_INTERVAL_MS", Duration("ms", 10), "one member is probed in each interval")
+        int,
+        Var(
+            "DAKERA_GOSSIP_PROBE_INTERVAL_MS", Duration("ms", 10), "one member is probed in each interval", effect=True
+        ),
     ] = 500
     probe_timeout_ms: Annotated[
         int,
-        Var("DAKERA_GOSSIP_PROBE_TIMEOUT_MS", Duration("ms", 5), "wait for a direct answer before others are asked"),
+        Var(
+            "DAKERA_GOSSIP_PROBE_TIMEOUT_MS",
+            Duration("ms", 5),
+            "wait for a direct answer before others are asked",
+            effect=True,
+        ),
     ] = 250
     suspicion_multiplier: Annotated[
-        int, Var("DAKERA_GOSSIP_SUSPICION_MULT", Int(1, 100), "probe intervals a suspect has to object")
+        int, Var("DAKERA_GOSSIP_SUSPICION_MULT", Int(1, 100), "probe intervals a suspect has to object", effect=True)
     ] = 4
     gossip_interval_ms: Annotated[
-        int, Var("DAKERA_GOSSIP_INTERVAL_MS", Duration("ms", 10), "least time between two bursts of news")
+        int, Var("DAKERA_GOSSIP_INTERVAL_MS", Duration("ms", 10), "least time between two bursts of news", effect=True)
     ] = 200
     push_pull_interval_ms: Annotated[
-        int, Var("DAKERA_GOSSIP_PUSH_PULL_MS", Duration("ms", 100), "time between two full exchanges")
+        int, Var("DAKERA_GOSSIP_PUSH_PULL_MS", Duration("ms", 100), "time between two full exchanges", effect=True)
     ] = 30_000
 
-    lease_ttl_ms: Annotated[int, Var("DAKERA_LEASE_TTL_MS", Duration("ms", 500), "life of the leader's lease")] = 6000
+    lease_ttl_ms: Annotated[
+        int, Var("DAKERA_LEASE_TTL_MS", Duration("ms", 500), "life of the leader's lease", effect=True)
+    ] = 6000
     rebalance_delay_s: Annotated[
-        int, Var("DAKERA_REBALANCE_DELAY_SECS", Duration("s"), "a node that is back within this time moves nothing")
+        int,
+        Var(
+            "DAKERA_REBALANCE_DELAY_SECS",
+            Duration("s"),
+            "a node that is back within this time moves nothing",
+            effect=True,
+        ),
     ] = 60
     move_bytes_per_s: Annotated[
         int, Var("DAKERA_MOVE_BYTES_PER_SEC", Size(64 * 1024), "throttle of shard moves, per node")
     ] = 32 * 1024**2
     concurrent_moves: Annotated[
-        int, Var("DAKERA_CONCURRENT_MOVES", Int(1, 64, "shards"), "shards a node receives at once")
+        int, Var("DAKERA_CONCURRENT_MOVES", Int(1, 64, "shards"), "shards a node receives at once", effect=True)
     ] = 2
 
     hint_max_bytes: Annotated[

@@ -58,21 +58,38 @@ class Retrieval(msgspec.Struct, frozen=True, kw_only=True):
         bool, Var("DAKERA_RERANKER_ENABLED", Bool(), "rerank the fused candidates where the model's files are there")
     ] = True
     name_boost: Annotated[
-        float, Var("DAKERA_NAME_BOOST", _UNIT, "boost for memories that hold a proper noun of the query")
+        float, Var("DAKERA_NAME_BOOST", _UNIT, "boost for memories that hold a proper noun of the query", effect=True)
     ] = 0.3
-    ml_classifier: Annotated[bool, Var("DAKERA_ML_CLASSIFIER", Bool(), "classify queries")] = False
+    ml_classifier: Annotated[bool, Var("DAKERA_ML_CLASSIFIER", Bool(), "classify queries", effect=True)] = False
     temporal_inference: Annotated[
-        bool, Var("DAKERA_TEMPORAL_INFERENCE", Bool(), "boost by time for temporal queries (needs the classifier)")
+        bool,
+        Var(
+            "DAKERA_TEMPORAL_INFERENCE",
+            Bool(),
+            "boost by time for temporal queries (needs the classifier)",
+            effect=True,
+        ),
     ] = True
     temporal_mult_beta: Annotated[
         float,
-        Var("DAKERA_INFERENCE_TEMPORAL_MULT_BETA", Float(0.0, 2.0), "b of score * (1 + b * (proximity - 0.5))"),
+        Var(
+            "DAKERA_INFERENCE_TEMPORAL_MULT_BETA",
+            Float(0.0, 2.0),
+            "b of score * (1 + b * (proximity - 0.5))",
+            effect=True,
+        ),
     ] = 0.65
     ml_temporal_boost: Annotated[
         float, Var("DAKERA_ML_TEMPORAL_BOOST", Float(0.0, 10.0), "deprecated: additive boost by time")
     ] = 0.3
     entity_vector_search: Annotated[
-        bool, Var("DAKERA_ENTITY_VECTOR_SEARCH", Bool(), "a second vector pass over memories of the query's entities")
+        bool,
+        Var(
+            "DAKERA_ENTITY_VECTOR_SEARCH",
+            Bool(),
+            "a second vector pass over memories of the query's entities",
+            effect=True,
+        ),
     ] = True
     hybrid_fetch_mult: Annotated[
         float | None, Var("DAKERA_HYBRID_FETCH_MULT", _FACTOR, "candidates per wanted result", unset="built in")
