@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from dakera_cluster.memory.keys import KEYS, UNKNOWN_TTL_S, USAGE, Keys
@@ -23,6 +25,23 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+class SlowStore(MemoryObjectStore):
+    """Reads may be held back after they saw the object, as by a slow network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hold: asyncio.Event | None = None
+        self.held = asyncio.Event()
+
+    async def get(self, key: str) -> Object | None:
+        found = await super().get(key)
+        if (hold := self.hold) is not None:
+            self.hold = None
+            self.held.set()
+            await hold.wait()
+        return found
 
 
 class CountingStore(MemoryObjectStore):
@@ -157,6 +176,20 @@ async def test_racing_changes_are_both_kept(keys: Keys, store: CountingStore, cl
     assert info.active is False
     with pytest.raises(InvalidApiKeyError, match="deactivated"):
         await keys.authenticate(rotated.key)
+
+
+async def test_a_read_that_was_overtaken_does_not_undo_a_revocation(clock: Clock) -> None:
+    store = SlowStore()
+    keys = Keys(store, node="n1", clock=clock)
+    made = await keys.create("ci", Scope.READ, None, None)
+    store.hold = release = asyncio.Event()
+    overtaken = asyncio.create_task(keys.get(made.info.key_id))
+    await asyncio.wait_for(store.held.wait(), 5)
+    await keys.deactivate(made.info.key_id)
+    release.set()
+    await overtaken
+    with pytest.raises(InvalidApiKeyError, match="deactivated"):
+        await keys.authenticate(made.key)
 
 
 async def test_unknown_ids_and_bad_names_are_named(keys: Keys) -> None:
