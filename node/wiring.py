@@ -38,6 +38,7 @@ from dakera_cluster.cluster.portrait import (
 from dakera_cluster.cluster.replicator import Replicator, ReplicatorSettings
 from dakera_cluster.cluster.router import Router
 from dakera_cluster.cluster.runtime import Runtime, RuntimeSettings
+from dakera_cluster.cluster.segments import Segments, SegmentSettings
 from dakera_cluster.cluster.status import NodeStatus
 from dakera_cluster.cluster.vitals import VitalSigns
 from dakera_cluster.inference.embedder import Device
@@ -185,6 +186,20 @@ async def start_node(settings: Settings, stack: contextlib.AsyncExitStack, stop:
     router = Router(maps, transport, catalog, ReadLevel(settings.cluster.read_consistency.value))
     replicator = Replicator(maps, router, transport, clock, wall_ms, _replicator_settings(settings))
     stack.push_async_callback(replicator.close)
+
+    if runtime is not None or settings.storage.kind.in_s3:
+        segments = Segments(
+            objects,
+            host,
+            maps,
+            holdings,
+            identity.node,
+            identity.disk,
+            runtime.is_alive if runtime is not None else lambda node: False,
+            SegmentSettings(interval_s=float(settings.cluster.segment_interval_s)),
+        )
+        segments.start()
+        stack.push_async_callback(segments.close)
 
     embedder = await _embedder(settings)
     stack.push_async_callback(embedder.close)

@@ -166,6 +166,10 @@ class Runtime:
                 alive[view.node] = LiveNode(int(view.meta.get("disk", 0)), str(view.meta.get("zone", "")))
         return alive
 
+    def is_alive(self, node: NodeId) -> bool:
+        """Whether membership holds a node for alive."""
+        return any(view.node == node and view.state is NodeState.ALIVE for view in self._views())
+
     def members(self) -> list[MemberFacts]:
         """What membership believes, for the portrait."""
         return [
