@@ -201,6 +201,7 @@ class Link(asyncio.Protocol):
             self.session = session
             self.counters.opened += 1
             self._records.limit_bytes = RECORD_MAX_BYTES
+            self._outbox.started_max_bytes = session.message_bytes
 
     def _flush(self) -> None:
         self._flushing = False

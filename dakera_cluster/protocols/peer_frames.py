@@ -16,7 +16,7 @@ altered or taken from another connection or direction does not open, and the con
 connection and direction (`peer_handshake`), so no (key, nonce) pair occurs twice.
 
 Invariant: what a reader keeps is bounded, whatever arrives: one record, and unfinished messages of ``2 * message_bytes``
-together. Called by `cluster.peer_link`.
+together; an outbox starts no more than ``message_bytes`` of them. Called by `cluster.peer_link`.
 """
 
 from __future__ import annotations
@@ -238,34 +238,48 @@ class MessageReader:
 class Outbox:
     """What waits to be sent, and what goes into the next record.
 
-    Short messages go first, in order. Long ones take turns, a fragment each; messages of one call keep their order.
+    Short messages go first, in order. Long ones take turns, a fragment each, as many at once as the reader has room for;
+    messages of one call keep their order.
     """
 
-    __slots__ = ("_long", "_short", "_short_bytes", "queued_bytes")
+    __slots__ = ("_long", "_short", "_short_bytes", "_started", "_started_bytes", "queued_bytes", "started_max_bytes")
 
     def __init__(self) -> None:
         self._short: deque[bytes] = deque()
         self._short_bytes = 0
-        self._long: OrderedDict[int, deque[tuple[int, bytes, int]]] = OrderedDict()
+        self._long: OrderedDict[int, deque[_Long]] = OrderedDict()
+        """Long messages by call whose turn has not come, in order of their coming."""
+        self._started: OrderedDict[int, deque[_Long]] = OrderedDict()
+        """Calls whose first message is partly sent."""
+        self._started_bytes = 0
         self.queued_bytes = 0
+        self.started_max_bytes = 0
+        """Bytes of long messages the reader may have to keep at once; one message is always allowed."""
 
     def put(self, kind: int, call: int, payload: bytes) -> None:
         length = len(payload)
         self.queued_bytes += length + FRAME.size
-        if length <= FRAGMENT_BYTES and call not in self._long:
+        waiting = self._started.get(call) or self._long.get(call)
+        if waiting is not None:
+            waiting.append(_Long(kind, payload))
+        elif length > FRAGMENT_BYTES:
+            self._long[call] = deque([_Long(kind, payload)])
+        else:
             frame = FRAME.pack(kind, 0, call, length) + payload
             self._short.append(frame)
             self._short_bytes += len(frame)
-        else:
-            self._long.setdefault(call, deque()).append((kind, payload, 0))
 
     def drop(self, call: int) -> bool:
         """Forget what is left of the long messages of a call; True when there was some. The reader must then be told by
         a message of another kind, or it would wait for the rest."""
-        waiting = self._long.pop(call, None)
-        if waiting is None:
-            return False
-        self.queued_bytes -= sum(len(payload) - offset + FRAME.size for _, payload, offset in waiting)
+        waiting = self._started.pop(call, None)
+        if waiting is not None:
+            self._started_bytes -= len(waiting[0].payload)
+        else:
+            waiting = self._long.pop(call, None)
+            if waiting is None:
+                return False
+        self.queued_bytes -= sum(len(long.payload) - long.sent + FRAME.size for long in waiting)
         return True
 
     def take(self) -> bytes:
@@ -282,24 +296,52 @@ class Outbox:
                 size += len(parts[-1])
             self._short_bytes -= size
         self.queued_bytes -= size
+        if self._long or self._started:
+            self._take_long(parts, size)
+        return b"".join(parts)
+
+    def _take_long(self, parts: list[bytes], size: int) -> None:
         # At least one fragment goes out each time, or a stream of short messages could hold a long one up for ever.
         first = True
-        while self._long and (first or size < RECORD_BYTES):
+        while first or size < RECORD_BYTES:
             first = False
-            call, waiting = self._long.popitem(last=False)
-            kind, payload, offset = waiting[0]
-            piece = payload[offset : offset + FRAGMENT_BYTES]
-            offset += len(piece)
-            if offset < len(payload):
-                waiting[0] = (kind, payload, offset)
-                parts.append(FRAME.pack(kind, MORE, call, len(piece)))
-                self.queued_bytes -= len(piece)
+            self._start()
+            if not self._started:
+                return
+            call, waiting = self._started.popitem(last=False)
+            long = waiting[0]
+            piece = long.payload[long.sent : long.sent + FRAGMENT_BYTES]
+            long.sent += len(piece)
+            self.queued_bytes -= len(piece)
+            if long.sent < len(long.payload):
+                parts.append(FRAME.pack(long.kind, MORE, call, len(piece)))
+                self._started[call] = waiting
             else:
+                parts.append(FRAME.pack(long.kind, 0, call, len(piece)))
+                self.queued_bytes -= FRAME.size
+                self._started_bytes -= len(long.payload)
                 waiting.popleft()
-                parts.append(FRAME.pack(kind, 0, call, len(piece)))
-                self.queued_bytes -= len(piece) + FRAME.size
+                if waiting:
+                    self._long[call] = waiting
             parts.append(piece)
             size += len(piece) + FRAME.size
-            if waiting:
-                self._long[call] = waiting
-        return b"".join(parts)
+
+    def _start(self) -> None:
+        while self._long:
+            call = next(iter(self._long))
+            length = len(self._long[call][0].payload)
+            if self._started and self._started_bytes + length > self.started_max_bytes:
+                return
+            self._started[call] = self._long.pop(call)
+            self._started_bytes += length
+
+
+class _Long:
+    """A message that goes out in several frames, or waits behind one."""
+
+    __slots__ = ("kind", "payload", "sent")
+
+    def __init__(self, kind: int, payload: bytes) -> None:
+        self.kind = kind
+        self.payload = payload
+        self.sent = 0

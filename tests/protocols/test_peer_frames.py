@@ -47,6 +47,7 @@ def test_messages_survive_records_fragments_seals_and_any_cutting_of_the_stream(
 ) -> None:
     rng = random.Random(seed)
     outbox, sender, receiver = Outbox(), CounterSeal(KEY_A, KEY_B), CounterSeal(KEY_B, KEY_A)
+    outbox.started_max_bytes = 1 << 20
     put = [(int(CHUNK), 1 + rng.randrange(calls), rng.randbytes(size)) for size in sizes]
     stream = b""
     for kind, call, payload in put:
@@ -81,10 +82,23 @@ def test_a_short_message_overtakes_the_rest_of_a_long_one() -> None:
 
 def test_two_long_messages_share_the_line() -> None:
     outbox, reader = Outbox(), MessageReader(1 << 22)
+    outbox.started_max_bytes = 1 << 22
     outbox.put(ANSWER, 1, bytes(20 * FRAGMENT_BYTES))
     outbox.put(ANSWER, 2, bytes(2 * FRAGMENT_BYTES))
     found = [message[1] for record in drain(outbox) for message in reader.read(record)]
     assert found == [2, 1]
+
+
+def test_no_more_long_messages_are_begun_than_the_reader_can_keep() -> None:
+    outbox, reader = Outbox(), MessageReader(300_000)
+    outbox.started_max_bytes = 300_000
+    for call in range(1, 30):
+        outbox.put(ANSWER, call, bytes([call]) * 140_000)
+    found = []
+    for record in drain(outbox):
+        found += reader.read(record)
+        assert reader.unfinished_bytes <= 300_000
+    assert found == [(ANSWER, call, bytes([call]) * 140_000) for call in range(1, 30)]
 
 
 def test_short_messages_cannot_hold_up_a_long_one_for_ever() -> None:
