@@ -4,17 +4,17 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PORT ?= 3300
 SIZES ?=
-SEEDS ?= 2000
 BENCH ?=
 KIT ?= ../shared/bench/recall
 DATA ?= $(wildcard $(KIT)/dev-*.json)
 PEERS ?=
+FIT ?=
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 STAMP := .venv/.installed
 
-.PHONY: help setup up down status test lint docs docs-check bench bench-recall fit sim clean
+.PHONY: help setup up down status test lint docs docs-check bench bench-recall fit clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -74,6 +74,10 @@ bench: $(STAMP)-bench model ## store, recall, memory and start-up beside chromad
 bench-recall: $(STAMP)-bench model ## does recall bring back the right turns (DATA=file.json ... KIT=dir PEERS=bm25,rrf)
 	@test -n "$(DATA)" || { echo "make bench-recall DATA=<file.json> KIT=<directory of locomo.py>"; exit 1; }
 	@$(foreach file,$(DATA),$(BIN)/python -m ops.bench.recall --kit $(KIT) --data $(file) --peers "$(PEERS)" &&) true
+
+fit: $(STAMP)-node model ## fit the weights of recall and say how well they hold (DATA=a.json b.json ..., FIT=--write)
+	@test -n "$(DATA)" || { echo "make fit DATA=<file.json ...>"; exit 1; }
+	$(BIN)/python -m ops.fit_recall --data $(DATA) $(FIT)
 
 clean: down ## remove the environment and everything built; data/ stays
 	rm -rf .venv build dist bench-out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

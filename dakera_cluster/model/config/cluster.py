@@ -108,7 +108,7 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
         Var(
             "DAKERA_GOSSIP_ADVERTISE",
             Endpoint(GOSSIP_PORT),
-            "gossip address told to peers",
+            "gossip address (an IP) told to peers",
             unset="the host of the advertised URL, else the bound address",
             effect=True,
         ),
@@ -133,7 +133,7 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
             "DAKERA_CLUSTER_SECRET",
             SecretText(8),
             "shared by all nodes: peers prove that they know it",
-            unset="derived from the root key",
+            unset="the root key",
             relied_on=True,
             effect=True,
         ),
