@@ -311,8 +311,8 @@ TABLES = (
     ),
     (
         f"Members believed dead while every link loses {LOSS:.0%}",
-        "Nobody is dead; streams fail too when one of four datagrams in a row is lost. With 500 members and more the run is little "
-        "longer than the shortest suspicion (5.4 and 6 s): there a zero says less than in the smaller clusters.",
+        "Nobody is dead; streams fail too when one of four datagrams in a row is lost. With 500 members and more the run "
+        "is little longer than the shortest suspicion (5.4 and 6 s): there a zero says less than in the smaller clusters.",
         lambda rows: false_table(rows, "loss"),
     ),
 )
