@@ -95,18 +95,16 @@ def match(query: LateQuery, store: TokenStore, slots: NDArray[np.int64], max_tok
     has_tokens = counts > 0
     if not len(query) or not has_tokens.any() or store.width != query.steps.shape[1]:
         return Matches(best, first, np.zeros(len(slots), bool))
-    whole = np.flatnonzero(has_tokens & (np.cumsum(counts) <= max_tokens))
-    cut = np.flatnonzero(has_tokens & (np.cumsum(counts) > max_tokens))
-    for positions, first_only in ((whole, False), (cut, True)):
-        budget = max_tokens if first_only else np.inf
-        for block in _blocks(counts[positions]):
-            chosen = positions[block]
-            if first_only:
-                budget -= BLOCK_TOKENS
-                if budget < 0:
-                    has_tokens[chosen] = False
-                    continue
-            _match_block(query, store, slots, chosen, best, first, first_only)
+    fits = np.cumsum(counts) <= max_tokens
+    heads = np.where(fits, 0, store.first_counts(slots))
+    seen = has_tokens & (np.cumsum(heads) <= max_tokens)
+    for positions, first_only, sizes in (
+        (np.flatnonzero(seen & fits), False, counts),
+        (np.flatnonzero(seen & ~fits), True, heads),
+    ):
+        for block in _blocks(sizes[positions]):
+            _match_block(query, store, slots, positions[block], best, first, first_only)
+    has_tokens = seen
     return Matches(best, first, has_tokens)
 
 

@@ -49,8 +49,9 @@ _DATES = (
     re.compile(rf"\b{_MONTH}\s+{_DAY}(?!:)(?:,?\s+{_YEAR})?", re.IGNORECASE),
     re.compile(rf"\b{_MONTH},?\s+(?:of\s+)?{_YEAR}", re.IGNORECASE),
     re.compile(r"\b(?P<month>\d{1,2})/(?P<day>\d{1,2})/" + _YEAR),
-    # A month alone must be written as a name: "may" and "march" are verbs too.
-    re.compile(r"\b(?P<month>" + "|".join(name.capitalize() for name in _MONTHS) + r")\b"),
+    # A month alone must be written as a name, and the two that are verbs too need a word before them that verbs do not have.
+    re.compile(r"\b(?P<month>" + "|".join(n.capitalize() for n in _MONTHS if n not in ("may", "march")) + r")\b"),
+    re.compile(r"\b(?:in|of|during|since|by|until|last|next|this|early|mid|late)[\s-]+(?P<month>May|March)\b"),
     re.compile(rf"\b(?:in|of|since|during|from|by|until|before|after|year)\s+{_YEAR}", re.IGNORECASE),
 )
 _CLOCK = re.compile(r"\b(?P<hour>\d{1,2}):(?P<minute>\d\d)(?::\d\d)?\s*(?P<half>[ap]m)?", re.IGNORECASE)
@@ -119,11 +120,9 @@ def partial_dates(text: str) -> tuple[PartialDate, ...]:
                 continue
             parts = match.groupdict()
             date = PartialDate(_int(parts.get("year")), _month(parts.get("month")), _int(parts.get("day")))
-            is_verb = match.group().strip(" .").lower() in ("may", "mar", "march") and not match.group()[0].isupper()
-            if is_verb or not _possible(date):
-                continue
-            found.append(date)
             taken.append(match.span())
+            if _possible(date):
+                found.append(date)
     return tuple(dict.fromkeys(found))
 
 

@@ -68,6 +68,14 @@ class TokenStore:
         """Tokens of each of ``slots``, 0 where a slot has none."""
         return self._column(self._counts, slots)
 
+    def first_counts(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens in the first passage of each of ``slots``."""
+        counts = self.counts(slots).astype(np.int64)
+        for row, slot in enumerate(slots.tolist() if self._units else ()):
+            if slot in self._units:
+                counts[row] = self._units[slot][0]
+        return counts
+
     def put(self, slot: int, passage_counts: Sequence[int], ids: NDArray[np.uint16], signs: NDArray[np.uint8]) -> bool:
         """Give ``slot`` its tokens, replacing what it had; False (and no tokens) when their width is not the store's."""
         self.remove(slot)
