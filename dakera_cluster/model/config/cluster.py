@@ -261,7 +261,8 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = 864_000
     segment_interval_s: Annotated[
-        int, Var("DAKERA_SEGMENT_INTERVAL_SECS", Duration("s", 1), "time between two uploads of changed rows")
+        int,
+        Var("DAKERA_SEGMENT_INTERVAL_SECS", Duration("s", 1), "time between two uploads of changed rows", effect=True),
     ] = 30
     peer_frame_bytes: Annotated[int, Var("DAKERA_PEER_FRAME_BYTES", Size(64 * 1024), "largest frame between peers")] = (
         64 * 1024**2
