@@ -70,6 +70,7 @@ docs-check: $(STAMP)-node
 
 bench: $(STAMP)-bench model ## store, recall, memory and start-up beside chromadb (SIZES=1k,10k, BENCH=--full)
 	$(BIN)/python -m ops.bench $(if $(SIZES),--sizes $(SIZES)) $(BENCH)
+	$(BIN)/python -m ops.bench.peer_transport --json bench-out/peer_transport.json
 
 bench-recall: $(STAMP)-bench model ## does recall bring back the right turns (DATA=file.json ... KIT=dir PEERS=bm25,rrf)
 	@test -n "$(DATA)" || { echo "make bench-recall DATA=<file.json> KIT=<directory of locomo.py>"; exit 1; }
