@@ -93,3 +93,15 @@ class Call:
     @property
     def access(self) -> Access:
         return self.identity.access
+
+
+Row = tuple[str, str, Scope, Handler, str, dict[str, Any]]
+"""Method, path, scope, handler, summary, and what else the `Route` needs."""
+
+
+def rows(tag: str, *table: Row) -> tuple[Route, ...]:
+    """Routes of one subject."""
+    return tuple(
+        Route(method=method, path=path, scope=scope, handler=handler, summary=summary, tag=tag, **more)
+        for method, path, scope, handler, summary, more in table
+    )

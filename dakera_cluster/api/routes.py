@@ -9,19 +9,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from dakera_cluster.api import answers, bodies, vector_bodies
-from dakera_cluster.api.handlers import cluster, keys, memory, namespaces, ops, sessions, texts, vectors
+from dakera_cluster.api import answers, bodies, vector_answers, vector_bodies
+from dakera_cluster.api.handlers import cluster, keys, memory, ops, sessions
 from dakera_cluster.api.jobs import Job
-from dakera_cluster.api.route import Handler, Route
+from dakera_cluster.api.route import Route, rows
+from dakera_cluster.api.vector_routes import NAMESPACES, TEXTS, VECTORS
 from dakera_cluster.memory.requests import (
     ConsolidateQuery,
-    ExplainQuery,
     MemoryChanges,
     RecallQuery,
     StoreItem,
-    TextQuery,
 )
-from dakera_cluster.memory.services import AgentHealth, AgentSummary, FeedbackSummary, TextUpserted
+from dakera_cluster.memory.services import AgentHealth, AgentSummary, FeedbackSummary
 from dakera_cluster.model.keys import Scope
 from dakera_cluster.model.memories import Session
 
@@ -30,14 +29,7 @@ _NS = "/v1/namespaces/{ns}"
 _TEXT = "text/plain"
 
 
-def _rows(tag: str, *rows: tuple[str, str, Scope, Handler, str, dict[str, Any]]) -> tuple[Route, ...]:
-    return tuple(
-        Route(method=method, path=path, scope=scope, handler=handler, summary=summary, tag=tag, **more)
-        for method, path, scope, handler, summary, more in rows
-    )
-
-
-HEALTH = _rows(
+HEALTH = rows(
     "Health",
     ("GET", "/health", Scope.NONE, ops.health, "Is the process up", {"answer": answers.Health, "exempt": True}),
     ("GET", "/health/live", Scope.NONE, ops.live, "Is the event loop alive", {"answer": answers.Live, "exempt": True}),
@@ -51,7 +43,7 @@ HEALTH = _rows(
     ),
 )  # fmt: skip
 
-OPS = _rows(
+OPS = rows(
     "Operations",
     ("GET", "/v1/ops/stats", Scope.READ, ops.stats, "Totals and state of the node", {"answer": answers.OpsStats}),
     (
@@ -84,7 +76,7 @@ _BY_QUERY: dict[str, Any] = {"namespace_from": "query.agent_id"}
 _STORE: dict[str, Any] = {"answer": answers.StoredMemory, "operation": "store"}
 _RECALL: dict[str, Any] = {"answer": answers.Recall, "operation": "recall"}
 
-MEMORY = _rows(
+MEMORY = rows(
     "Memory",
     (
         "POST", "/v1/memory/store", Scope.WRITE, memory.store, "Store a memory",
@@ -184,11 +176,11 @@ MEMORY = _rows(
     ),
     (
         "POST", "/v1/memory/hybrid", Scope.READ, memory.hybrid, "Hybrid query over an agent's memories",
-        {"body": vector_bodies.AgentHybridBody, "answer": answers.HybridHits, **_BY_BODY},
+        {"body": vector_bodies.AgentHybridBody, "answer": vector_answers.HybridHits, **_BY_BODY},
     ),
 )  # fmt: skip
 
-FEEDBACK = _rows(
+FEEDBACK = rows(
     "Feedback",
     (
         "POST", "/v1/memories/{memory_id}/feedback", Scope.WRITE, memory.memory_feedback, "Upvote, downvote or flag",
@@ -212,7 +204,7 @@ FEEDBACK = _rows(
     ),
 )  # fmt: skip
 
-SESSIONS = _rows(
+SESSIONS = rows(
     "Sessions",
     (
         "POST", "/v1/sessions/start", Scope.WRITE, sessions.start, "Start a session",
@@ -237,7 +229,7 @@ SESSIONS = _rows(
     ),
 )  # fmt: skip
 
-AGENTS = _rows(
+AGENTS = rows(
     "Agents",
     ("GET", "/v1/agents", Scope.READ, sessions.list_agents, "Agents", {"answer": list[AgentSummary]}),
     (
@@ -260,155 +252,6 @@ AGENTS = _rows(
 
 _BY_NS: dict[str, Any] = {"namespace_from": "path.ns"}
 
-NAMESPACES = _rows(
-    "Namespaces",
-    ("GET", "/v1/namespaces", Scope.READ, namespaces.list_namespaces, "Namespaces", {"answer": answers.Namespaces}),
-    (
-        "POST", "/v1/namespaces", Scope.WRITE, namespaces.create, "Create a namespace",
-        {"body": bodies.NamespaceBody, "answer": answers.Namespace},
-    ),
-    (
-        "POST", _NS, Scope.WRITE, namespaces.create, "Create a namespace",
-        {"body": bodies.NamespaceBody, "answer": answers.Namespace, "legacy": True, **_BY_NS},
-    ),
-    (
-        "PUT", _NS, Scope.WRITE, namespaces.configure, "Create a namespace or check its configuration",
-        {"body": bodies.NamespaceBody, "answer": answers.ConfiguredNamespace, **_BY_NS},
-    ),
-    ("GET", _NS, Scope.READ, namespaces.get, "One namespace", {"answer": answers.Namespace, **_BY_NS}),
-    ("DELETE", _NS, Scope.ADMIN, namespaces.delete, "Delete a namespace", {"answer": answers.DeletedNamespace, **_BY_NS}),
-    (
-        "GET", f"{_NS}/stats", Scope.READ, namespaces.stats, "Index statistics",
-        {"answer": answers.NamespaceStats, "legacy": True, **_BY_NS},
-    ),
-    (
-        "POST", f"{_NS}/compact", Scope.WRITE, namespaces.compact, "Compact a namespace",
-        {"answer": answers.Done, "legacy": True, **_BY_NS},
-    ),
-    (
-        "POST", f"{_NS}/flush", Scope.WRITE, namespaces.flush, "Flush a namespace",
-        {"answer": answers.Done, "legacy": True, **_BY_NS},
-    ),
-    (
-        "POST", f"{_NS}/cache/warm", Scope.WRITE, namespaces.warm, "Load a namespace into memory",
-        {"body": bodies.WarmBody, "answer": answers.Warmed, "aliases": (f"{_NS}/warm",), **_BY_NS},
-    ),
-)  # fmt: skip
-
-_SEARCH: dict[str, Any] = {"operation": "search", **_BY_NS}
-
-VECTORS = _rows(
-    "Vectors",
-    (
-        "POST", f"{_NS}/vectors", Scope.WRITE, vectors.upsert, "Write vectors",
-        {"body": vector_bodies.UpsertBody, "answer": answers.Upserted, **_BY_NS},
-    ),
-    (
-        "POST", f"{_NS}/upsert-columns", Scope.WRITE, vectors.upsert_columns, "Write vectors in columns",
-        {"body": vector_bodies.UpsertColumnsBody, "answer": answers.Upserted, **_BY_NS},
-    ),
-    (
-        "POST", f"{_NS}/query", Scope.READ, vectors.query, "Nearest vectors",
-        {"body": vector_bodies.VectorQueryBody, "answer": answers.VectorHits, **_SEARCH},
-    ),
-    (
-        "POST", f"{_NS}/batch-query", Scope.READ, vectors.batch_query, "Nearest vectors of several queries",
-        {"body": vector_bodies.BatchQueryBody, "answer": answers.BatchHits, **_SEARCH},
-    ),
-    (
-        "POST", f"{_NS}/vectors/delete", Scope.WRITE, vectors.delete, "Delete by id, by filter, or all",
-        {
-            "body": vector_bodies.DeleteVectorsBody, "answer": answers.Deleted,
-            "aliases": (f"{_NS}/delete",), **_BY_NS,
-        },
-    ),
-    (
-        "DELETE", f"{_NS}/vectors/{{vector_id}}", Scope.WRITE, vectors.delete_one, "Delete one vector",
-        {"answer": answers.Deleted, **_BY_NS},
-    ),
-    (
-        "POST", f"{_NS}/fetch", Scope.READ, vectors.fetch, "Vectors by id",
-        {"body": vector_bodies.FetchBody, "answer": answers.Fetched, "legacy": True, **_BY_NS},
-    ),
-    (
-        "POST", f"{_NS}/vectors/bulk-update", Scope.WRITE, vectors.bulk_update, "Change metadata by filter",
-        {"body": vector_bodies.BulkUpdateBody, "answer": answers.BulkUpdated, **_BY_NS},
-    ),
-    (
-        "POST", f"{_NS}/vectors/bulk-delete", Scope.ADMIN, vectors.bulk_delete, "Delete by filter",
-        {"body": vector_bodies.BulkDeleteBody, "answer": answers.BulkDeleted, **_BY_NS},
-    ),
-    (
-        "POST", f"{_NS}/vectors/count", Scope.READ, vectors.count, "Count, by filter",
-        {"body": vector_bodies.CountBody, "answer": answers.Counted, **_BY_NS},
-    ),
-    (
-        "POST", f"{_NS}/multi-vector", Scope.READ, vectors.multi_vector, "Query by examples, wanted and unwanted",
-        {
-            "body": vector_bodies.MultiVectorBody, "answer": answers.MultiVectorHits,
-            "aliases": (f"{_NS}/search/multi-vector",), **_SEARCH,
-        },
-    ),
-    (
-        "POST", f"{_NS}/unified-query", Scope.READ, vectors.unified, "Query by a ranking expression",
-        {
-            "body": vector_bodies.UnifiedBody, "answer": answers.UnifiedHits,
-            "aliases": (f"{_NS}/search/unified",), **_SEARCH,
-        },
-    ),
-    (
-        "POST", f"{_NS}/aggregate", Scope.READ, vectors.aggregate, "Count, Sum, Avg, Min, Max by group",
-        {"body": vector_bodies.AggregateBody, "answer": answers.Aggregation, **_SEARCH},
-    ),
-    (
-        "POST", f"{_NS}/export", Scope.READ, vectors.export, "Vectors, page by page",
-        {"body": vector_bodies.ExportBody, "answer": answers.Exported, **_BY_NS},
-    ),
-    (
-        "POST", f"{_NS}/explain", Scope.READ, vectors.explain, "How a query would run",
-        {"body": ExplainQuery, "answer": answers.Explained, "aliases": (f"{_NS}/query/explain",), **_BY_NS},
-    ),
-)  # fmt: skip
-
-TEXTS = _rows(
-    "Text",
-    (
-        "POST", f"{_NS}/fulltext/index", Scope.WRITE, texts.index, "Index documents for keyword search",
-        {"body": vector_bodies.IndexBody, "answer": answers.Indexed, **_BY_NS},
-    ),
-    (
-        "POST", f"{_NS}/fulltext/search", Scope.READ, texts.search, "Keyword search (quotes, +, -, prefix*)",
-        {"body": TextQuery, "answer": answers.TextHits, **_SEARCH},
-    ),
-    (
-        "POST", f"{_NS}/fulltext/delete", Scope.WRITE, texts.delete, "Delete documents",
-        {"body": vector_bodies.IdsBody, "answer": answers.Deleted, **_BY_NS},
-    ),
-    (
-        "GET", f"{_NS}/fulltext/stats", Scope.READ, texts.stats, "Documents and terms",
-        {"answer": answers.TextStats, **_BY_NS},
-    ),
-    (
-        "POST", f"{_NS}/upsert-text", Scope.WRITE, texts.upsert_text, "Embed and write texts",
-        {"body": vector_bodies.UpsertTextBody, "answer": TextUpserted, **_BY_NS},
-    ),
-    (
-        "POST", f"{_NS}/query-text", Scope.READ, texts.query_text, "Nearest texts",
-        {"body": vector_bodies.QueryTextBody, "answer": answers.TextQueryHits, **_SEARCH},
-    ),
-    (
-        "POST", f"{_NS}/batch-query-text", Scope.READ, texts.batch_query_text, "Nearest texts of several queries",
-        {"body": vector_bodies.BatchQueryTextBody, "answer": answers.BatchTextQueryHits, **_SEARCH},
-    ),
-    (
-        "POST", f"{_NS}/hybrid", Scope.READ, texts.hybrid, "Vectors and keywords together",
-        {
-            "body": vector_bodies.HybridBody, "answer": answers.HybridHits,
-            "aliases": (f"{_NS}/hybrid-search",), **_SEARCH,
-        },
-    ),
-)  # fmt: skip
-
 
 def _admin(path: str) -> dict[str, Any]:
     """An admin row also answers under ``/v1``."""
@@ -417,7 +260,7 @@ def _admin(path: str) -> dict[str, Any]:
 
 _SUPER: dict[str, Any] = {"node_wide": True, "legacy": True}
 
-KEYS = _rows(
+KEYS = rows(
     "Keys",
     (
         "POST", "/admin/keys", Scope.SUPER_ADMIN, keys.create, "Make a key; its text is shown once",
@@ -486,7 +329,7 @@ KEYS = _rows(
 
 _CLUSTER = "/admin/cluster"
 
-CLUSTER = _rows(
+CLUSTER = rows(
     "Cluster",
     *(
         (method, path, Scope.SUPER_ADMIN, handler, summary, {**more, **_admin(path)})

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from dakera_cluster.api import bodies, shapes
+from dakera_cluster.api import bodies, shapes, vector_shapes
 from dakera_cluster.api.auth import require_namespace
 from dakera_cluster.api.handlers import agent
 from dakera_cluster.api.route import Call
@@ -169,7 +169,7 @@ async def feedback_health(call: Call, _: None) -> Any:
 
 async def hybrid(call: Call, body: Any) -> dict[str, Any]:
     hits = await call.services.texts.hybrid(agent_namespace(body.agent_id), body.hybrid())
-    return shapes.hybrid_hits(call.client, hits)
+    return vector_shapes.hybrid_hits(call.client, hits)
 
 
 def page(query: bodies.PageQuery) -> tuple[int, int]:

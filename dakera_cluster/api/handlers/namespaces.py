@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dakera_cluster.api import bodies, shapes
+from dakera_cluster.api import bodies, shapes, vector_shapes
 from dakera_cluster.api.auth import require_namespace
 from dakera_cluster.api.route import Call
 from dakera_cluster.model.errors import InvalidRequestError
@@ -16,22 +16,22 @@ PATTERNS = ("random", "sequential", "temporal", "spatial")
 
 
 async def list_namespaces(call: Call, _: None) -> dict[str, Any]:
-    return shapes.namespaces(call.client, await call.services.namespaces.list(call.access))
+    return vector_shapes.namespaces(call.client, await call.services.namespaces.list(call.access))
 
 
 async def create(call: Call, body: bodies.NamespaceBody) -> dict[str, Any]:
     spec = body.spec(call.path.get("ns"))
     check_namespace(spec.name, "name")
     require_namespace(call.identity, spec.name)
-    return shapes.namespace(call.client, await call.services.namespaces.create(spec))
+    return vector_shapes.namespace(call.client, await call.services.namespaces.create(spec))
 
 
 async def configure(call: Call, body: bodies.NamespaceBody) -> dict[str, Any]:
-    return shapes.configured(call.client, await call.services.namespaces.configure(body.spec(call.path["ns"])))
+    return vector_shapes.configured(call.client, await call.services.namespaces.configure(body.spec(call.path["ns"])))
 
 
 async def get(call: Call, _: None) -> dict[str, Any]:
-    return shapes.namespace(call.client, await call.services.namespaces.get(call.path["ns"]))
+    return vector_shapes.namespace(call.client, await call.services.namespaces.get(call.path["ns"]))
 
 
 async def delete(call: Call, _: None) -> dict[str, Any]:
@@ -41,7 +41,7 @@ async def delete(call: Call, _: None) -> dict[str, Any]:
 
 
 async def stats(call: Call, _: None) -> dict[str, Any]:
-    return shapes.namespace_stats(await call.services.namespaces.stats(call.path["ns"]))
+    return vector_shapes.namespace_stats(await call.services.namespaces.stats(call.path["ns"]))
 
 
 async def compact(call: Call, _: None) -> dict[str, Any]:
@@ -64,4 +64,4 @@ async def warm(call: Call, body: bodies.WarmBody) -> dict[str, Any]:
     _one_of(body.target_tier, TIERS, "target_tier")
     _one_of(body.access_pattern, PATTERNS, "access_pattern")
     counts = await call.services.namespaces.warm(call.path["ns"], body.vector_ids or None, body.max_vectors)
-    return shapes.warmed(counts, target_tier=body.target_tier, priority=body.priority)
+    return vector_shapes.warmed(counts, target_tier=body.target_tier, priority=body.priority)

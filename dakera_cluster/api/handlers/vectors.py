@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from dakera_cluster.api import shapes, vector_bodies
+from dakera_cluster.api import vector_bodies, vector_shapes
 from dakera_cluster.api.route import Call
 from dakera_cluster.memory.requests import ExplainQuery
 from dakera_cluster.memory.services import Hits
@@ -24,7 +24,7 @@ async def upsert_columns(call: Call, body: vector_bodies.UpsertColumnsBody) -> d
 
 
 async def query(call: Call, body: vector_bodies.VectorQueryBody) -> dict[str, Any]:
-    return shapes.vector_hits(call.client, await call.services.vectors.query(call.path["ns"], body.query()))
+    return vector_shapes.vector_hits(call.client, await call.services.vectors.query(call.path["ns"], body.query()))
 
 
 async def batch_query(call: Call, body: vector_bodies.BatchQueryBody) -> dict[str, Any]:
@@ -41,7 +41,7 @@ async def batch_query(call: Call, body: vector_bodies.BatchQueryBody) -> dict[st
             return item.id, hits, (runtime.monotonic() - begun) * 1e3
 
     answers = await asyncio.gather(*(one(item) for item in body.queries))
-    return shapes.batch_hits(answers, (runtime.monotonic() - started) * 1e3)
+    return vector_shapes.batch_hits(answers, (runtime.monotonic() - started) * 1e3)
 
 
 async def delete(call: Call, body: vector_bodies.DeleteVectorsBody) -> dict[str, Any]:
@@ -66,7 +66,7 @@ async def delete_one(call: Call, _: None) -> dict[str, Any]:
 
 
 async def fetch(call: Call, body: vector_bodies.FetchBody) -> dict[str, Any]:
-    return shapes.fetched(
+    return vector_shapes.fetched(
         await call.services.vectors.fetch(call.path["ns"], body.ids, body.include_values, body.include_metadata)
     )
 
@@ -96,20 +96,20 @@ async def count(call: Call, body: vector_bodies.CountBody) -> dict[str, Any]:
 
 
 async def multi_vector(call: Call, body: vector_bodies.MultiVectorBody) -> dict[str, Any]:
-    return shapes.multi_vector_hits(await call.services.vectors.multi_vector(call.path["ns"], body.query()))
+    return vector_shapes.multi_vector_hits(await call.services.vectors.multi_vector(call.path["ns"], body.query()))
 
 
 async def unified(call: Call, body: vector_bodies.UnifiedBody) -> dict[str, Any]:
-    return shapes.unified_hits(await call.services.vectors.unified(call.path["ns"], body.query()))
+    return vector_shapes.unified_hits(await call.services.vectors.unified(call.path["ns"], body.query()))
 
 
 async def aggregate(call: Call, body: vector_bodies.AggregateBody) -> dict[str, Any]:
-    return shapes.aggregated(await call.services.vectors.aggregate(call.path["ns"], body.query()))
+    return vector_shapes.aggregated(await call.services.vectors.aggregate(call.path["ns"], body.query()))
 
 
 async def export(call: Call, body: vector_bodies.ExportBody) -> dict[str, Any]:
     hits, total = await call.services.vectors.export(call.path["ns"], body.query())
-    return shapes.exported(hits, total)
+    return vector_shapes.exported(hits, total)
 
 
 async def explain(call: Call, body: ExplainQuery) -> dict[str, Any]:
