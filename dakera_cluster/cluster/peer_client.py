@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
+import math
 import random
 import secrets
 import ssl
@@ -137,13 +138,13 @@ class PeerClient:
         self._checked_s = time.monotonic()
         self._checking = self.loop.call_later(CHECK_INTERVAL_S, self._check)
 
-    async def call(self, node: NodeId, method: str, payload: bytes, *, timeout_ms: int | None = None) -> bytes:
+    async def call(self, node: NodeId, method: str, payload: bytes, timeout_ms: float | None = None) -> bytes:
         """One request, one answer, within ``timeout_ms`` altogether (default: ``call_timeout_ms``).
 
         Raises what the service raised, as the same class; PeerUnavailableError, PeerTimeoutError (both with ``ambiguous``),
         OverloadedError, PayloadTooLargeError.
         """
-        limit_ms = self.settings.call_timeout_ms if timeout_ms is None else timeout_ms
+        limit_ms = self.settings.call_timeout_ms if timeout_ms is None else math.ceil(timeout_ms)
         counters = self.counters.method(method)
         started_s = time.monotonic()
         try:
@@ -186,15 +187,23 @@ class PeerClient:
             counters.observe(time.monotonic() - started_s)
 
     async def call_address(
-        self, address: Address, method: str, payload: bytes, *, timeout_ms: int | None = None
+        self, address: Address, method: str, payload: bytes, timeout_ms: float | None = None
     ) -> bytes:
         """A call to whoever of this cluster listens there, over a connection of its own. Raises as ``call`` does."""
-        limit_ms = self.settings.call_timeout_ms if timeout_ms is None else timeout_ms
-        link = await self._open(address, None)
+        limit_ms = self.settings.call_timeout_ms if timeout_ms is None else math.ceil(timeout_ms)
+        counters = self.counters.method(method)
+        started_s = time.monotonic()
         try:
-            return await link.call(method, payload, limit_ms)
+            link = await self._open(address, None)
+            try:
+                return await link.call(method, payload, limit_ms)
+            finally:
+                link.close("done")
+        except BaseException as error:
+            counters.failures[_kind(error)] += 1
+            raise
         finally:
-            link.close("done")
+            counters.observe(time.monotonic() - started_s)
 
     async def probe(self, address: Address, node: NodeId) -> bool:
         """Whether that node answers there: a whole new connection, because that is what is asked."""
@@ -276,6 +285,8 @@ class PeerClient:
         return line
 
     async def _open(self, address: Address, node: NodeId | None) -> CallLink:
+        if self._is_closed:
+            raise PeerUnavailableError("this node stops", ambiguous=False)
         link = CallLink(self.me, node, self.settings, self.counters, self._deadlines)
         self._links.add(link)
         link.on_ended = self._links.discard
@@ -301,7 +312,7 @@ class PeerClient:
             link.abort("given up")
             raise
         link.abort(reason)
-        if self._notices.is_due(time.monotonic(), address.host, str(address.port), refusal):
+        if not self._is_closed and self._notices.is_due(time.monotonic(), address.host, str(address.port), refusal):
             logger.warning("no peer connection to %s at %s:%d: %s", node or "a seed", *address, reason)
         raise PeerUnavailableError(f"{node or 'peer'} at {address.host}:{address.port}: {reason}", ambiguous=False)
 

@@ -42,7 +42,7 @@ class PeerTransport:
         self._host = host
         self._client = client
 
-    async def call(self, node: NodeId, request: ops.Request, *, timeout_ms: int | None = None) -> ops.Answer:
+    async def call(self, node: NodeId, request: ops.Request, *, timeout_ms: float | None = None) -> ops.Answer:
         """The node's answer within ``timeout_ms`` (default: the client's for peers, no bound for this node).
 
         Raises what the host raised, PeerUnavailableError and PeerTimeoutError (``ambiguous`` says whether the request may
