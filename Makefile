@@ -3,6 +3,9 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PORT ?= 3300
+NODES ?= 3
+BUCKET ?= dir
+RATE ?= 50
 SIZES ?=
 BENCH ?=
 KIT ?= ../shared/bench/recall
@@ -14,7 +17,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 STAMP := .venv/.installed
 
-.PHONY: help setup up down status test lint docs docs-check bench bench-recall fit clean
+.PHONY: help setup up down status demo-failover test lint docs docs-check bench bench-recall fit clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -33,7 +36,7 @@ $(STAMP)-node: pyproject.toml | $(BIN)/python
 	@$(PIP) install -e .
 	@touch $@
 
-$(STAMP)-test $(STAMP)-lint $(STAMP)-bench: $(STAMP)-%: pyproject.toml | $(STAMP)-node
+$(STAMP)-test $(STAMP)-lint $(STAMP)-bench $(STAMP)-stack $(STAMP)-stack-s3: $(STAMP)-%: pyproject.toml | $(STAMP)-node
 	@echo "Installing the packages for $* ..."
 	@$(PIP) install -e '.[$*]'
 	@touch $@
@@ -42,14 +45,21 @@ $(STAMP)-test $(STAMP)-lint $(STAMP)-bench: $(STAMP)-%: pyproject.toml | $(STAMP
 model: $(STAMP)-node
 	@$(BIN)/dakera models pull minilm > .venv/model.log 2>&1 || { cat .venv/model.log; exit 1; }
 
-up: $(STAMP)-node model ## start a node in the background and show how to store and recall (PORT=3300)
-	@$(BIN)/python -m ops.local up --port $(PORT)
+# What the stack needs beside the node: a balancer, and an S3 server when one is asked for and MinIO is not installed.
+MINIO = $(wildcard $(BIN)/minio $(HOME)/go/bin/minio)$(shell command -v minio)
+STACK := $(STAMP)-$(if $(filter 1,$(NODES)),node,stack) $(if $(filter s3,$(BUCKET)),$(if $(MINIO),,$(STAMP)-stack-s3))
 
-down: ## stop it
+up: $(STACK) model ## start three nodes behind Traefik and show how to store and recall (NODES=1 PORT=3300 BUCKET=s3)
+	@$(BIN)/python -m ops.local up --port $(PORT) --nodes $(NODES) --bucket $(BUCKET)
+
+down: ## stop it; data/ stays
 	@test ! -x $(BIN)/python || $(BIN)/python -m ops.local down
 
-status: ## is it running
-	@$(BIN)/python -m ops.local status --port $(PORT)
+status: ## what of it runs
+	@test ! -x $(BIN)/python || $(BIN)/python -m ops.local status
+
+demo-failover: ## kill the leader under load, watch, and count what was lost (RATE=50)
+	@$(BIN)/python -m ops.local demo-failover --rate $(RATE)
 
 test: $(STAMP)-test model ## all tests
 	$(BIN)/python -m pytest

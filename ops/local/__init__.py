@@ -1,1 +1,1 @@
-"""What `make up` runs on this machine: nodes as background processes, their logs under run/, their data under data/."""
+"""What `make up` runs on this machine: the stack as background processes, their logs under run/, their data under data/."""

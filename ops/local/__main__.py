@@ -1,4 +1,4 @@
-"""`python -m ops.local up|down|status`: a node on this machine, kept in data/ and run/ of the working directory.
+"""`python -m ops.local up|down|status|demo-failover`: the stack on this machine, kept in data/ and run/ of the working directory.
 
 Variables of the environment win over what stands here, so `DAKERA_ROOT_API_KEY=... make up` does what it says.
 """
@@ -6,127 +6,103 @@ Variables of the environment win over what stands here, so `DAKERA_ROOT_API_KEY=
 from __future__ import annotations
 
 import argparse
-import http.client
-import json
 import os
-import shlex
+import shutil
 import sys
 import time
-from pathlib import Path
 
-from ops.local.processes import Background
-
-RUN_DIR = Path("run")
-DATA_DIR = Path("data")
-READY_WAIT_S = 90.0
-_POLL_S = 0.05
+from ops.local import balancer, bucket
+from ops.local.stack import Options, Stack, StackError, given_settings
+from ops.local.welcome import welcome
 
 
-def node_environment(port: int) -> dict[str, str]:
-    """What a node on one machine needs: data that stays, and no door to the network."""
-    defaults = {
-        "DAKERA_HOST": "127.0.0.1",
-        "DAKERA_PORT": str(port),
-        "DAKERA_STORAGE": "filesystem",
-        "DAKERA_STORAGE_PATH": str(DATA_DIR),
-    }
-    return defaults | os.environ
-
-
-def readiness(port: int) -> tuple[bool, str]:
-    """Whether the node serves, and what it says."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2.0)
-    try:
-        connection.request("GET", "/health/ready")
-        answer = connection.getresponse()
-        return answer.status == 200, answer.read().decode(errors="replace")
-    except (OSError, http.client.HTTPException) as error:
-        return False, str(error)
-    finally:
-        connection.close()
-
-
-def up(port: int) -> int:
-    node = Background("node", RUN_DIR)
-    if node.pid is None:
-        if readiness(port)[1].startswith("{"):
-            print(f"Something else answers on port {port}; choose another: make up PORT={port + 1}", file=sys.stderr)
-            return 1
-        DATA_DIR.mkdir(exist_ok=True)
-        node.start([sys.executable, "-m", "node", "serve"], node_environment(port))
-    deadline = time.monotonic() + READY_WAIT_S
-    said = ""
-    while node.pid is not None and time.monotonic() < deadline:
-        ready, said = readiness(port)
-        if ready:
-            print(welcome(port, node))
-            return 0
-        time.sleep(_POLL_S)
-    print(f"The node does not serve: {said}\n{node.last_lines(20)}\nIts log: {node.log}", file=sys.stderr)
-    return 1
-
-
-def welcome(port: int, node: Background) -> str:
-    """What to type next. The commands can be pasted as they stand."""
-    env = node_environment(port)
-    key = env.get("DAKERA_ROOT_API_KEY", "") if env.get("DAKERA_AUTH_ENABLED", "true").lower() != "false" else ""
-    url = f"http://127.0.0.1:{port}"
-
-    def curl(path: str, body: dict[str, object]) -> str:
-        parts = [f"curl -s {url}{path}", "-H 'Content-Type: application/json'"]
-        if key:
-            parts.append(f"-H {shlex.quote(f'Authorization: Bearer {key}')}")
-        return " \\\n    ".join([*parts, f"-d {shlex.quote(json.dumps(body))}"])
-
-    store = curl(
-        "/v1/memory/store", {"agent_id": "ada", "content": "Ada takes her tea without milk.", "importance": 0.8}
+def up(port: int, nodes: int, bucket_name: str) -> int:
+    started = time.monotonic()
+    before = Stack.running()
+    options = Options(
+        port=port,
+        nodes=nodes,
+        bucket=bucket.choose(bucket_name if nodes > 1 else bucket.BucketKind.DIRECTORY),
+        redis=nodes > 1 and shutil.which("redis-server") is not None,
+        given=given_settings(os.environ),
     )
-    recall = curl("/v1/memory/recall", {"agent_id": "ada", "query": "How does Ada like her tea?", "top_k": 3})
-    return "\n".join(
-        [
-            f"Dakera serves on {url} (pid {node.pid}, log {node.log}, data {DATA_DIR}/).",
-            "",
-            "Store a memory:",
-            f"  {store}",
-            "",
-            "Recall it:",
-            f"  {recall}",
-            "",
-            "Stop: make down",
-        ]
-    )
-
-
-def down() -> int:
-    node = Background("node", RUN_DIR)
-    if node.pid is None:
-        print("No node is running.")
-    elif node.stop():
-        print("The node has stopped.")
-    else:
-        print(f"The node did not stop in time and was killed; its log: {node.log}", file=sys.stderr)
-        return 1
+    if before is not None and before.options != options and any(before.process(n).pid for n in before.names):
+        raise StackError("A stack with other settings runs already: make down")
+    stack = Stack(options)
+    if nodes > 1:
+        what = f"{nodes} nodes, Traefik, {'Redis, ' if options.redis else ''}bucket: {options.bucket}"
+        print(f"Starting {what} ...", flush=True)
+        if not options.redis:
+            print("redis-server is not installed: the stack runs without it (no shared cache, counters or event fan-out).")
+    stack.start(lambda line: print(line, flush=True))
+    print(welcome(stack, time.monotonic() - started))
     return 0
 
 
-def status(port: int) -> int:
-    node = Background("node", RUN_DIR)
-    if node.pid is None:
-        print("No node is running.")
+def down() -> int:
+    stack = Stack.running()
+    if stack is None:
+        print("Nothing is running.")
+        return 0
+    killed = stack.stop()
+    for name in killed:
+        print(f"{name} did not stop in time and was killed; its log: {stack.process(name).log}", file=sys.stderr)
+    print("The stack has stopped." if not stack.alone else "The node has stopped.")
+    return 1 if killed else 0
+
+
+def status() -> int:
+    """One line a process. 0 when all of them run and every node is ready."""
+    stack = Stack.running()
+    if stack is None:
+        print("Nothing is running.")
         return 1
-    ready, said = readiness(port)
-    print(f"pid {node.pid}, {'ready' if ready else 'not ready'}: {said}")
-    return 0 if ready else 1
+    rotation = {} if stack.alone else balancer.in_rotation(stack.layout)
+    fine = True
+    for name in stack.names:
+        pid = stack.process(name).pid
+        said = "running" if pid is not None else "not running"
+        fine = fine and pid is not None
+        if name in stack.node_names:
+            answer = stack.ready(name)
+            fine = fine and answer.ok
+            said += ", ready" if answer.ok else ", not ready"
+            if not stack.alone:
+                routed = rotation.get(stack.node_url(name), False)
+                said += ", gets requests" if routed else ", gets no requests"
+            said += f", {stack.node_url(name)}"
+        print(f"{name:<8} {pid or '-':>8}  {said}")
+    if not stack.alone:
+        print(f"More: .venv/bin/dakera cluster status --url {stack.layout.url}")
+    return 0 if fine else 1
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m ops.local", description=__doc__)
-    parser.add_argument("action", choices=["up", "down", "status"])
-    parser.add_argument("--port", type=int, default=int(os.environ.get("DAKERA_PORT") or 3300))
+    actions = parser.add_subparsers(dest="action", required=True)
+    start = actions.add_parser("up", help="start the stack")
+    start.add_argument("--port", type=int, default=int(os.environ.get("DAKERA_PORT") or 3300))
+    start.add_argument("--nodes", type=int, default=3)
+    start.add_argument("--bucket", default="dir", help="dir or s3")
+    actions.add_parser("down", help="stop it")
+    actions.add_parser("status", help="what of it runs")
+    demo = actions.add_parser("demo-failover", help="kill the leader under load")
+    demo.add_argument("--rate", type=float, default=50.0, help="requests per second")
+    demo.add_argument("--plain", action="store_true", help="lines instead of a live picture")
     arguments = parser.parse_args()
-    if arguments.action == "down":
-        return down()
-    return up(arguments.port) if arguments.action == "up" else status(arguments.port)
+    try:
+        if arguments.action == "down":
+            return down()
+        if arguments.action == "status":
+            return status()
+        if arguments.action == "demo-failover":
+            from ops.local.failover import demo_failover
+
+            return demo_failover(arguments.rate, arguments.plain)
+        return up(arguments.port, arguments.nodes, arguments.bucket)
+    except (StackError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ process's start time as the kernel counts it, and both must match before anythin
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -52,18 +53,29 @@ class Background:
         _reap(pid)
         return pid if _alive(Identity(pid, started)) else None
 
+    def terminate(self) -> None:
+        """Ask it to end, without waiting: several processes then end at the same time."""
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it at once, as a power switch would, and wait until it is gone."""
+        self._signal(signal.SIGKILL)
+        self._gone_within(TERM_WAIT_S)
+
     def stop(self, wait_s: float = TERM_WAIT_S) -> bool:
         """Ask it to end, then make it. True when it ended by itself or was not running."""
-        pid = self.pid
-        orderly = True
-        if pid is not None:
-            os.kill(pid, signal.SIGTERM)
-            orderly = self._gone_within(wait_s)
-            if not orderly:
-                os.kill(pid, signal.SIGKILL)
-                self._gone_within(wait_s)
+        self.terminate()
+        orderly = self._gone_within(wait_s)
+        if not orderly:
+            self.kill()
         self._pid_file.unlink(missing_ok=True)
         return orderly
+
+    def _signal(self, number: signal.Signals) -> None:
+        pid = self.pid
+        if pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def _gone_within(self, wait_s: float) -> bool:
         deadline = time.monotonic() + wait_s
