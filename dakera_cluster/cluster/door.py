@@ -51,6 +51,8 @@ class Door:
         return state
 
     def takes_rows(self, shard: ShardId) -> bool:
-        """Would rows merged now stay? Not before the shard is known here, and not while it is being wiped."""
+        """Would rows merged now stay? Not before the shard is known here, while it is wiped, or when it is given up."""
         holding = self._holdings.get(shard)
-        return holding is not None and holding.stage is not Stage.WIPING
+        if holding is None or holding.stage is Stage.WIPING:
+            return False
+        return self._maps.state(shard).state_of(self._node).takes_writes

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 
+from dakera_cluster.cluster.door import Door
+from dakera_cluster.cluster.gate import NotAReplicaError
 from dakera_cluster.model.errors import ServiceUnavailableError
 from dakera_cluster.model.hlc import LOGICAL_BITS, MAX_SKEW_MS, HybridClock
 from dakera_cluster.model.ids import ShardId
@@ -28,21 +30,27 @@ class StaleRepairError(ServiceUnavailableError):
 class Intake:
     """Rows from others, into this node's replicas."""
 
-    def __init__(self, host: Host, clock: HybridClock, now_ms: Callable[[], int], tombstones: TombstoneConfig) -> None:
+    def __init__(
+        self, host: Host, door: Door, clock: HybridClock, now_ms: Callable[[], int], tombstones: TombstoneConfig
+    ) -> None:
         self._host = host
+        self._door = door
         self._clock = clock
         self._now_ms = now_ms
         self._tombstones = tombstones
 
     async def repair(self, shard: ShardId, rows: Sequence[Row], started_ms: int) -> int:
         """Merge what was read for a repair that began at ``started_ms`` (wall clock); how many rows changed. Durable on
-        return. Raises StaleRepairError, and has applied nothing more, when it began too long ago."""
+        return. Raises StaleRepairError when it began too long ago, NotAReplicaError when the rows would not stay."""
         changed = 0
         for some in _batches(rows):
-            if not repair_is_fresh(started_ms, self._now_ms(), self._tombstones):
-                raise StaleRepairError("the repair began too long ago: its rows may have been deleted and forgotten")
             newest = await asyncio.to_thread(_newest, some, self._now_ms() + MAX_SKEW_MS)
             self._clock.observe(newest, self._now_ms())
+            if not repair_is_fresh(started_ms, self._now_ms(), self._tombstones):
+                raise StaleRepairError("the repair began too long ago: its rows may have been deleted and forgotten")
+            # Looked at without a wait before the merge: rows must not land behind a wipe that began meanwhile.
+            if not self._door.takes_rows(shard):
+                raise NotAReplicaError(f"shard {shard} does not take rows here")
             changed += len((await self._host.merge(shard, some)).changes)
         return changed
 

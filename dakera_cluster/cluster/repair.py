@@ -207,8 +207,6 @@ class Repair:
         self.stats.written_back += len(rows)
         if node == self._node:
             await self._door.admit(shard, version)
-            if not self._door.takes_rows(shard):
-                raise NotAReplicaError(f"shard {shard} is not ready to take rows")
             await self._intake.repair(shard, rows, started_ms)
             return
         await self._caller.call(node, WRITE_BACK, pack(ask), timeout_ms)

@@ -140,8 +140,6 @@ class RepairService:
     async def _write_back(self, payload: bytes, context: Any) -> bytes:
         ask = unpack(payload, WriteBackAsk)
         await self._door.admit(ask.shard, ask.version)
-        if not self._door.takes_rows(ask.shard):
-            raise NotAReplicaError(f"shard {ask.shard} is not ready to take rows")
         await self._intake.repair(ask.shard, ask.rows, ask.started_ms)
         return pack(Done())
 
