@@ -1,4 +1,4 @@
-"""The command `dakera`, also `python -m node`: serve, install a model, say the version.
+"""The command `dakera`, also `python -m node`: serve, install a model, show the cluster, say the version.
 
 Exit status: 0 after an orderly shutdown, 1 when the work failed, 2 when the command line or the configuration is wrong.
 Imports of heavy parts wait until a command needs them, so that `dakera --version` and configuration errors are immediate.
@@ -26,6 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.command == "models":
         return _pull(arguments.name, arguments.source)
+    if arguments.command == "cluster":
+        return _cluster(arguments.url, arguments.key, arguments.watch)
     return _serve(arguments.config)
 
 
@@ -45,7 +47,19 @@ def _parser() -> argparse.ArgumentParser:
     pull = actions.add_parser("pull", help="install a model into the cache, if it is not there")
     pull.add_argument("name", help="minilm, bge-small, e5-small, bge-large, or a directory")
     pull.add_argument("--from", dest="source", type=Path, metavar="DIR", help="take the files from here, fetch nothing")
+    cluster = commands.add_parser("cluster", help="the cluster as one of its nodes sees it")
+    views = cluster.add_subparsers(dest="action", metavar="ACTION", required=True)
+    status = views.add_parser("status", help="nodes, leader and shards; exits 0 healthy, 1 degraded, 3 no answer")
+    status.add_argument("--url", help="a node or the balancer (DAKERA_URL, else this machine's DAKERA_PORT)")
+    status.add_argument("--key", help="an admin's key (DAKERA_API_KEY, DAKERA_ROOT_API_KEY)")
+    status.add_argument("--watch", action="store_true", help="keep looking, until interrupted")
     return parser
+
+
+def _cluster(url: str | None, key: str | None, watch: bool) -> int:
+    from node.cluster_status import show_status
+
+    return show_status(url, key, watch=watch)
 
 
 def _serve(config: Path | None) -> int:

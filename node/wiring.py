@@ -21,11 +21,13 @@ from dakera_cluster.api.server import ApiServer, make_app
 from dakera_cluster.api.settings import ApiSettings
 from dakera_cluster.cluster.birth import join_bucket
 from dakera_cluster.cluster.catalog import Catalog
+from dakera_cluster.cluster.collector import CollectorSettings
 from dakera_cluster.cluster.gate import Gate
 from dakera_cluster.cluster.holdings import Holdings
 from dakera_cluster.cluster.leader import LeaderSettings
-from dakera_cluster.cluster.local import LocalTransport, be_alone, note_births
+from dakera_cluster.cluster.local import LocalTransport, be_alone
 from dakera_cluster.cluster.maps import Maps
+from dakera_cluster.cluster.mover import MoverSettings
 from dakera_cluster.cluster.peer_server import PeerServer
 from dakera_cluster.cluster.peer_services import Context, Priority
 from dakera_cluster.cluster.portrait import (
@@ -35,6 +37,8 @@ from dakera_cluster.cluster.portrait import (
     MemberFacts,
     Portrait,
 )
+from dakera_cluster.cluster.repair import RepairSettings
+from dakera_cluster.cluster.replication import Replication, ReplicationSettings
 from dakera_cluster.cluster.replicator import Replicator, ReplicatorSettings
 from dakera_cluster.cluster.router import Router
 from dakera_cluster.cluster.runtime import Runtime, RuntimeSettings
@@ -64,12 +68,13 @@ from dakera_cluster.model.config.values import Secret
 from dakera_cluster.model.errors import DakeraError
 from dakera_cluster.model.hlc import HybridClock
 from dakera_cluster.model.ids import node_tag
-from dakera_cluster.model.shardmap import ShardMap
+from dakera_cluster.protocols.hints import HintsConfig
 from dakera_cluster.protocols.lease_events import LeaseConfig
 from dakera_cluster.protocols.members import Address
 from dakera_cluster.protocols.quorum import ReadLevel, WriteLevel
 from dakera_cluster.protocols.rebalance import RebalanceConfig
 from dakera_cluster.protocols.swim_config import SwimConfig
+from dakera_cluster.protocols.tombstones import TombstoneConfig
 from dakera_cluster.retrieval.options import Settings as RecallSettings
 from dakera_cluster.shard import keys
 from dakera_cluster.shard.host import Host, HostSettings
@@ -179,24 +184,35 @@ async def start_node(settings: Settings, stack: contextlib.AsyncExitStack, stop:
     maps = Maps(store, identity.node, settings.cluster.shards)
     holdings = Holdings(store, identity.node)
     gate = Gate(identity.node, host, maps, holdings, clock, wall_ms)
-    runtime = await _join(settings, identity, store, objects, maps, holdings, gate, stop, stack)
-    if runtime is None:
-        await be_alone(maps, holdings, ALONE, identity.node, identity.disk, settings.cluster.replication_factor)
-    transport = runtime.transport if runtime is not None else LocalTransport(gate.handle)
-    router = Router(maps, transport, catalog, ReadLevel(settings.cluster.read_consistency.value))
-    replicator = Replicator(maps, router, transport, clock, wall_ms, _replicator_settings(settings))
-    stack.push_async_callback(replicator.close)
-
-    if runtime is not None or settings.storage.kind.in_s3:
-        segments = Segments(
+    runtime = await _member(settings, identity, store, objects, maps, gate, stop)
+    replication: Replication | None = None
+    if runtime is not None:
+        replication = Replication(
+            _replication_settings(settings),
+            identity.node,
+            identity.disk,
+            store,
             objects,
             host,
             maps,
             holdings,
-            identity.node,
-            identity.disk,
-            runtime.is_alive if runtime is not None else lambda node: False,
-            SegmentSettings(interval_s=float(settings.cluster.segment_interval_s)),
+            runtime,
+            clock,
+            wall_ms,
+        )
+        stack.push_async_callback(runtime.close)
+        stack.push_async_callback(replication.close)
+    else:
+        await be_alone(maps, holdings, ALONE, identity.node, identity.disk, settings.cluster.replication_factor)
+    transport = runtime.transport if runtime is not None else LocalTransport(gate.handle)
+    router = Router(maps, transport, catalog, ReadLevel(settings.cluster.read_consistency.value))
+    hint = replication.hints.add if replication is not None else None
+    replicator = Replicator(maps, router, transport, clock, wall_ms, _replicator_settings(settings), hint)
+    stack.push_async_callback(replicator.close)
+
+    if replication is None and settings.storage.kind.in_s3:
+        segments = Segments(
+            objects, host, maps, holdings, identity.node, identity.disk, lambda _: False, _segment_settings(settings)
         )
         segments.start()
         stack.push_async_callback(segments.close)
@@ -227,9 +243,14 @@ async def start_node(settings: Settings, stack: contextlib.AsyncExitStack, stop:
         runtime.members if runtime is not None else lambda: alone,
         runtime.leadership if runtime is not None else None,
         runtime,
+        replication.progress if replication is not None else None,
     )
-    if runtime is not None:
+    if runtime is not None and replication is not None:
         _register_portrait(runtime.server, portrait)
+        await runtime.start(replication.heard)
+        replication.start()
+        rescue = replication.rescue
+        status.add_check("restore", lambda: (not rescue.waiting, f"{rescue.waiting} shards are being restored"))
         status.add_check(
             "map", lambda: (maps.current is not None, "no shard map yet" if maps.current is None else None)
         )
@@ -245,18 +266,16 @@ async def start_node(settings: Settings, stack: contextlib.AsyncExitStack, stop:
     return node
 
 
-async def _join(
+async def _member(
     settings: Settings,
     identity: Identity,
     store: RowStore,
     objects: ObjectStore,
     maps: Maps,
-    holdings: Holdings,
     gate: Gate,
     stop: asyncio.Event,
-    stack: contextlib.AsyncExitStack,
 ) -> Runtime | None:
-    """Become one of many, where the settings say so."""
+    """What makes a node one of many, where the settings say so."""
     if not settings.cluster.enabled:
         return None
     cluster_id = await join_bucket(store, objects)
@@ -271,16 +290,7 @@ async def _join(
         objects,
         stop.set,
     )
-    births: set[asyncio.Task[None]] = set()
-
-    def adopted(_: ShardMap) -> None:
-        task = asyncio.create_task(note_births(maps, holdings, identity.node, identity.disk))
-        births.add(task)
-        task.add_done_callback(births.discard)
-
-    maps.subscribe(adopted)
-    await runtime.start()
-    stack.push_async_callback(runtime.close)
+    runtime.register()
     return runtime
 
 
@@ -314,6 +324,22 @@ def _runtime_settings(settings: Settings) -> RuntimeSettings:
             replication_factor=cluster.replication_factor,
             birth_members=min(cluster.replication_factor, len(set(seeds)) + 1),
         ),
+    )
+
+
+def _segment_settings(settings: Settings) -> SegmentSettings:
+    return SegmentSettings(interval_s=float(settings.cluster.segment_interval_s))
+
+
+def _replication_settings(settings: Settings) -> ReplicationSettings:
+    cluster = settings.cluster
+    grace_ms = 1000.0 * cluster.tombstone_grace_s
+    return ReplicationSettings(
+        hints=HintsConfig(max_age_ms=1000.0 * cluster.hint_max_age_s, target_max_bytes=cluster.hint_max_bytes),
+        repair=RepairSettings(interval_ms=1000.0 * cluster.repair_interval_s),
+        mover=MoverSettings(shards_at_once=cluster.concurrent_moves, bytes_per_s=float(cluster.move_bytes_per_s)),
+        collector=CollectorSettings(tombstones=TombstoneConfig(grace_ms=grace_ms)),
+        segments=_segment_settings(settings),
     )
 
 

@@ -23,7 +23,7 @@ import msgspec
 
 from dakera_cluster import __version__
 from dakera_cluster.cluster.gate import Gate
-from dakera_cluster.cluster.gossip import GossipNode, MemberView
+from dakera_cluster.cluster.gossip import GossipNode, Listener, MemberView
 from dakera_cluster.cluster.leader import LeaderSettings, Leadership
 from dakera_cluster.cluster.maps import MAP_OBJECT, Maps
 from dakera_cluster.cluster.peer_client import PeerClient
@@ -114,12 +114,15 @@ class Runtime:
             random.Random(secrets.randbits(64)),
         )
 
-    async def start(self) -> None:
-        """Listen, join and take part. Raises OSError when the address is taken."""
+    def register(self) -> None:
+        """Offer the runtime's own services; others register theirs before `start`."""
         self.server.register(SHARD, shard_service(self._gate))
         self.server.register(PUSH_PULL, push_pull_service(self._answer_push_pull), priority=Priority.CONTROL)
         self.server.register(MAP_METHOD, self._answer_map, priority=Priority.CONTROL)
         self.server.register(READY_METHOD, self._answer_ready, priority=Priority.CONTROL)
+
+    async def start(self, listener: Listener) -> None:
+        """Listen, join and take part; ``listener`` hears what membership says. Raises OSError when the address is taken."""
         bound = await self.server.start(self._settings.bind)
         advertise = self._settings.advertise or await own_address(self._settings.api_url, bound.port)
         self.gossip = GossipNode(
@@ -137,6 +140,7 @@ class Runtime:
         )
         self.gossip.subscribe(self.client.on_member)
         self.gossip.subscribe(self._heard)
+        self.gossip.subscribe(listener)
         await self.gossip.start()
         self._maps.fetch = self.fetch_map
         self._maps.subscribe(self._published)
