@@ -28,11 +28,11 @@ LIST_SIZE = 192
 TIE_ROOM = 64
 """Further vector results fetched so that equal scores at the end of the list can be told apart by id."""
 ENTITY_LIST_SIZE = 50
-MAX_NAME_SHARE = 0.3
+MAX_NAME_SHARE = 0.1
 """A name that more of the memories hold than this tells nothing."""
 SPREAD_FROM = 48
 SPREAD_REACH = 4
-WINDOW_REACH = 8
+WINDOW_REACH = 6
 WINDOW_WORDS = 60
 WINDOW_WEIGHT = 0.5
 FEEDBACK_MEMORIES = 3
