@@ -33,7 +33,9 @@ def up(port: int, nodes: int, bucket_name: str) -> int:
         what = f"{nodes} nodes, Traefik, {'Redis, ' if options.redis else ''}bucket: {options.bucket}"
         print(f"Starting {what} ...", flush=True)
         if not options.redis:
-            print("redis-server is not installed: the stack runs without it (no shared cache, counters or event fan-out).")
+            print(
+                "redis-server is not installed: the stack runs without it (no shared cache, counters or event fan-out)."
+            )
     stack.start(lambda line: print(line, flush=True))
     print(welcome(stack, time.monotonic() - started))
     return 0

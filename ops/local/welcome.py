@@ -10,7 +10,16 @@ from ops.local.stack import Stack
 
 
 def welcome(stack: Stack, took_s: float) -> str:
-    lines = [*_where(stack, took_s), "", "Store a memory:", f"  {_store(stack)}", "", "Recall it:", f"  {_recall(stack)}", ""]
+    lines = [
+        *_where(stack, took_s),
+        "",
+        "Store a memory:",
+        f"  {_store(stack)}",
+        "",
+        "Recall it:",
+        f"  {_recall(stack)}",
+        "",
+    ]
     if not stack.alone:
         auth = " --key $DAKERA_ROOT_API_KEY" if stack.key else ""
         lines += [
