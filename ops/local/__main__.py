@@ -1,4 +1,4 @@
-"""`python -m ops.local up|down|status|demo-failover`: the stack on this machine, kept in data/ and run/ of the working directory.
+"""`python -m ops.local up|down|status|demo-failover`: the stack on this machine, in data/ and run/ of the working directory.
 
 Variables of the environment win over what stands here, so `DAKERA_ROOT_API_KEY=... make up` does what it says.
 """
