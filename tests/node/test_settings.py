@@ -88,3 +88,19 @@ def test_each_warning_is_a_line_but_names_without_effect_share_one(caplog: pytes
     assert [message for level, message in levels if level == "INFO"] == [
         "accepted, but without effect: DAKERA_TIERED, DAKERA_CLUSTER_ROLE"
     ]
+
+
+def test_numpy_is_not_loaded_before_its_threads_are_bounded() -> None:
+    program = """
+import os, sys
+import node.__main__ as entry
+assert "numpy" not in sys.modules
+entry._bound_math_threads(3)
+import numpy
+from dakera_cluster.index import vectors
+print(os.environ["OPENBLAS_NUM_THREADS"], os.environ["OMP_NUM_THREADS"])
+"""
+    env = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    env["OMP_NUM_THREADS"] = "2"
+    ended = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
+    assert ended.stdout == "3 2\n"
