@@ -158,7 +158,7 @@ async def test_a_recorded_frame_cannot_be_played_into_the_connection(world: Worl
     await until(lambda: server.stats().faults)
     assert server.stats().faults == {"forged": 1}
     assert ledger.entries == [b"once"]
-    await until(lambda: server.stats().connections == 0)
+    await until(lambda: server.stats().connections == client.stats().connections == 0)
     assert await client.call(B, "note", b"twice") == b"noted"
 
 

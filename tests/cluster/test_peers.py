@@ -194,6 +194,30 @@ async def test_calls_beyond_the_bound_wait_here_for_their_turn(world: World) -> 
     assert client.stats().overloads == 1
 
 
+async def test_turns_are_handed_on_for_ever(world: World) -> None:
+    settings = PeerSettings(inflight=2, queue_bytes=50_000)
+    await world.server(settings=settings)
+    client = world.client(settings=settings)
+    payloads = [bytes([i]) * (40_000 if i % 7 == 0 else i) for i in range(100)]
+    assert await asyncio.gather(*(client.call(B, "echo", payload) for payload in payloads)) == payloads
+    assert client.stats().overloads == client.stats().in_flight == 0
+
+
+async def test_work_cancelled_before_its_first_step_leaves_nothing_behind(world: World) -> None:
+    server = await world.server()
+    gate = Gate()
+    server.register("gate", gate)
+    client = world.client()
+    await client.call(B, "echo", b"")
+    link = next(iter(client._links))
+    link.send(FrameKind.REQUEST, 1000, head("gate", 5000))
+    link.send(FrameKind.CANCEL, 1000, b"")
+    await client.call(B, "echo", b"")
+    await until(lambda: server.working == 0 and server.working_bytes == 0 and not server.tasks)
+    assert gate.started == 0
+    assert server.stats().methods["gate"].failures == {"cancelled": 1}
+
+
 async def test_a_call_that_never_got_its_turn_is_not_ambiguous(world: World) -> None:
     settings = PeerSettings(inflight=1)
     server = await world.server(settings=settings)
@@ -494,9 +518,11 @@ async def test_a_server_that_stops_lets_work_end_and_takes_no_more(world: World)
     call = asyncio.create_task(client.call(B, "gate", b"done"))
     await until(lambda: gate.started == 1)
     closing = asyncio.create_task(server.close())
-    await until(lambda: server.is_closing)
-    with pytest.raises((NotReadyError, PeerUnavailableError)):
+    link = next(iter(client._links))
+    await until(lambda: not link.is_usable)
+    with pytest.raises(PeerUnavailableError) as caught:
         await client.call(B, "echo", b"")
+    assert not caught.value.ambiguous
     gate.open.set()
     assert await call == b"done"
     await closing

@@ -16,6 +16,8 @@ from dakera_cluster.protocols.peer_handshake import (
     HandshakeError,
     Proof,
     Refusal,
+    _Material,
+    _transcript,
     stretch_secret,
 )
 
@@ -72,18 +74,17 @@ def test_keys_differ_between_connections_and_directions() -> None:
     assert len(set(sealed)) == 4
 
 
-def test_keys_need_the_secret_and_the_private_shares() -> None:
-    """Knowing the secret and everything that was said does not open what was said (forward secrecy)."""
-    a, b = endpoint("a", KEY), endpoint("b", KEY)
-    nonces = fresh(), fresh()
-    sealed = []
-    for private in (fresh(), fresh()):
-        dialler = Dialler(a, to_node=None, nonce=nonces[0], private=private)
-        acceptor = Acceptor(b, nonce=nonces[1], private=fresh())
-        talk(dialler, acceptor)
-        assert dialler.session is not None
-        sealed.append(dialler.session.seal.close(b"same"))
-    assert sealed[0] != sealed[1]
+def test_the_secret_and_all_that_was_said_do_not_open_what_was_sealed() -> None:
+    """Forward secrecy: an observer who learns the secret later still lacks the shared point."""
+    dialler, acceptor = pair(endpoint("a", KEY), endpoint("b", KEY))
+    greeting = acceptor.receive(dialler.hello())
+    dialler.receive(acceptor.receive(dialler.receive(greeting)))
+    assert dialler.session is not None
+    sealed = dialler.session.seal.close(b"x")
+    for guess in (b"", bytes(32)):
+        observer = _Material(KEY, guess, _transcript(dialler.hello(), greeting))
+        with pytest.raises(FrameError):
+            CounterSeal(observer.key("to dialler"), observer.key("to acceptor")).open(sealed)
 
 
 def test_without_secrets_nothing_is_sealed() -> None:
