@@ -83,7 +83,7 @@ class Replication:
             node, maps, holdings, host, rounds, door, intake, runtime, alive, settings.collector, now_ms
         )
         self.segments = Segments(objects, host, maps, holdings, node, disk, alive, settings.segments)
-        self.rescue = Rescue(node, disk, maps, holdings, self.mover, self.segments, runtime, alive)
+        self.rescue = Rescue(node, disk, maps, holdings, self.mover, self.repair, self.segments, runtime, alive)
         self._parts = (self.hints, self.repair, self.mover, self.collection, self.segments, self.rescue)
         SnapshotService(door, host, rounds).register(runtime.server)
         for service in (self.hints, self.repair, self.collection, self.rescue):

@@ -1,8 +1,9 @@
 """Rescue: a shard whose every replica lost its disk comes back from the bucket.
 
-A replica that lost its rows fetches them from the others. When every other replica of the shard is there, has answered and has
-no rows either, nobody will ever serve them: then, and only then, the rows are restored from the bucket's segments and the
-loss of what no segment holds is accepted. A replica that is merely away may have more, and is waited for; an operator who
+A replica that lost its rows compares itself with so many others that every write a quorum acknowledged is met. When every
+other replica of the shard is there and has answered, and fewer than that have their rows, nobody will ever serve the rest:
+then, and only then, the rows are restored from the bucket's segments, those who are left are repaired from, and the loss of
+what neither holds is accepted. A replica that is merely away may have more, and is waited for; an operator who
 knows better has ``POST /admin/cluster/nodes/{id}`` with ``remove``. Called by `cluster.replication`.
 """
 
@@ -20,11 +21,12 @@ from dakera_cluster.cluster.calls import Caller, Registrar
 from dakera_cluster.cluster.holdings import Holdings
 from dakera_cluster.cluster.maps import Maps
 from dakera_cluster.cluster.mover import Mover
+from dakera_cluster.cluster.repair import Repair
 from dakera_cluster.cluster.segments import Segments
 from dakera_cluster.model.errors import DakeraError
 from dakera_cluster.model.ids import NodeId, ShardId
 from dakera_cluster.model.shardmap import ShardMap
-from dakera_cluster.protocols.transfer import Mode, Stage
+from dakera_cluster.protocols.transfer import Mode, Stage, repairs_needed
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,7 @@ class Rescue:
         maps: Maps,
         holdings: Holdings,
         mover: Mover,
+        repair: Repair,
         segments: Segments,
         caller: Caller,
         alive: Callable[[NodeId], bool],
@@ -52,6 +55,7 @@ class Rescue:
         self._maps = maps
         self._holdings = holdings
         self._mover = mover
+        self._repair = repair
         self._segments = segments
         self._caller = caller
         self._alive = alive
@@ -103,26 +107,33 @@ class Rescue:
                 await self._restore(shard)
                 self._sole.discard(shard)
         stuck = [
-            move.shard
+            move
             for move in self._mover.moves()
             if move.mode is Mode.REHYDRATE and move.stage in (Stage.STREAMING, Stage.REPAIRING)
         ]
         if not stuck:
             return
-        served = await self._served_elsewhere(stuck)
-        for shard in stuck:
-            if served is not None and served.get(shard) is False:
-                await self._restore(shard)
-                self._mover.accept_loss(shard)
+        servers = await self._servers([move.shard for move in stuck])
+        for move in stuck:
+            serving = servers.get(move.shard)
+            state = self._maps.state(move.shard)
+            if serving is None or len(serving) >= repairs_needed(Mode.REHYDRATE, state, self._node):
+                continue
+            if serving and move.stage is not Stage.REPAIRING:
+                continue  # one copy is left: its rows are being streamed
+            await self._restore(move.shard)
+            for peer in serving:
+                await self._repair.session(move.shard, peer)
+            self._mover.accept_loss(move.shard)
 
     async def _restore(self, shard: ShardId) -> None:
         rows = await self._segments.restore(shard)
         self.rescued += 1
         log.warning("shard %d had no copy left and was restored from the bucket: %d rows", shard, rows)
 
-    async def _served_elsewhere(self, shards: list[ShardId]) -> dict[ShardId, bool] | None:
-        """shard -> whether another replica has its rows; left out where one could not be asked."""
-        peers = {node for shard in shards for node in self._maps.state(shard).old_set if node != self._node}
+    async def _servers(self, shards: list[ShardId]) -> dict[ShardId, list[NodeId]]:
+        """shard -> the other replicas that have its rows; left out where one of them could not be asked."""
+        others = {shard: [n for n in self._maps.state(shard).old_set if n != self._node] for shard in shards}
         answers: dict[NodeId, set[int]] = {}
 
         async def ask(node: NodeId) -> None:
@@ -130,15 +141,14 @@ class Rescue:
                 data = await self._caller.call(node, SERVES, msgspec.msgpack.encode(shards), CALL_TIMEOUT_MS)
                 answers[node] = msgspec.msgpack.decode(data, type=set[int])
 
-        await asyncio.gather(*(ask(node) for node in peers if self._alive(node)))
-        known: dict[ShardId, bool] = {}
-        for shard in shards:
-            others = [node for node in self._maps.state(shard).old_set if node != self._node]
-            if any(shard in answers.get(node, ()) for node in others):
-                known[shard] = True
-            elif all(node in answers for node in others):
-                known[shard] = False
-        return known
+        await asyncio.gather(
+            *(ask(node) for node in {n for nodes in others.values() for n in nodes} if self._alive(node))
+        )
+        return {
+            shard: [node for node in nodes if shard in answers[node]]
+            for shard, nodes in others.items()
+            if all(node in answers for node in nodes)
+        }
 
     async def _serves(self, payload: bytes, context: Any) -> bytes:
         asked = msgspec.msgpack.decode(payload, type=list[int])
