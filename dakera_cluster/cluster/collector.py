@@ -98,6 +98,8 @@ class Collection:
         self._service = GraveService(door, host, rounds, intake)
         self._running: dict[ShardId, Collector] = {}
         self._bodies: dict[ShardId, dict[bytes, bytes]] = {}
+        self._known: dict[ShardId, int] = {}
+        """Rounds that others have confirmed already, as they told."""
         self._tasks: set[asyncio.Task[None]] = set()
         self.stats = CollectorStats()
         maps.subscribe(self._map_adopted)
@@ -167,7 +169,7 @@ class Collection:
         state = self._maps.state(shard)
         if not bodies or shard in self._running or not self._is_mine(shard):
             return
-        collector = Collector(config, self._rounds.get(shard).confirmed)
+        collector = Collector(config, max(self._rounds.get(shard).confirmed, self._known.pop(shard, 0)))
         self._running[shard], self._bodies[shard] = collector, bodies
         self.stats.rounds += 1
         # Of the scan and the bodies only those pairs are left that belong together: all are asked for these bytes.
@@ -197,6 +199,8 @@ class Collection:
             answer = HoldAnswer(None)
         was = collector.state
         if answer.held is None:
+            if answer.known_round:
+                self._known[shard] = max(answer.known_round, self._known.get(shard, 0))
             collector.failed(effect.node, effect.round, known_round=answer.known_round)
         else:
             collector.confirmed(effect.node, effect.round, answer.held, self._clock_ms())

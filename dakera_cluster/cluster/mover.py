@@ -39,11 +39,12 @@ from dakera_cluster.cluster.repair import Repair
 from dakera_cluster.cluster.repair_session import MustWipeError
 from dakera_cluster.cluster.rounds import Rounds
 from dakera_cluster.cluster.throttle import Throttle
-from dakera_cluster.model.errors import DakeraError
+from dakera_cluster.model.errors import DakeraError, ServiceUnavailableError
 from dakera_cluster.model.ids import NodeId, ShardId
 from dakera_cluster.model.shardmap import ReplicaState, ShardMap, ShardState
 from dakera_cluster.protocols import transfer as transfer_events
 from dakera_cluster.protocols.rebalance import ReadyReport
+from dakera_cluster.protocols.tombstones import must_wipe
 from dakera_cluster.protocols.transfer import (
     AcceptLoss,
     Duty,
@@ -126,6 +127,8 @@ class _Job:
         self.move: Move | None = None
         self.restart = False
         self.accept_loss = False
+        self.forgotten = 0
+        """Highest round in which a peer is known to have forgotten tombstones: older copies are no sources."""
 
 
 class Mover:
@@ -403,10 +406,12 @@ class Mover:
             page = unpack(await self._caller.call(source, SNAPSHOT, pack(ask), PAGE_TIMEOUT_MS), PageAnswer)
         except DakeraError as error:
             return await self._failed(shard, source, error)
+        if must_wipe(page.round.confirmed, job.forgotten):
+            return await self._failed(shard, source, ServiceUnavailableError("its copy is too old"))
         # The numbers before the rows: a copy must never look younger than its rows are.
         await self._rounds.inherit(shard, page.round)
         if self._rounds.must_wipe(shard, 0):
-            job.restart = True
+            job.forgotten, job.restart = self._rounds.get(shard).collected, True
             return SourceFailed(source)
         await self._intake.repair(shard, page.rows, started_ms)
         size = size_of(page.rows)
@@ -419,7 +424,7 @@ class Mover:
             version = await self._repair.session(shard, source, lambda rows, size: self._count(move, rows, size))
         except MustWipeError as error:
             log.warning("%s", error)
-            job.restart = True
+            job.forgotten, job.restart = max(job.forgotten, error.collected), True
             return SourceFailed(source)
         except DakeraError as error:
             return await self._failed(shard, source, error)

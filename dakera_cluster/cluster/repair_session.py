@@ -52,7 +52,12 @@ EXCHANGE_TIMEOUT_MS = 30_000.0
 
 
 class MustWipeError(ServiceUnavailableError):
-    """This copy may hold rows that are dead without a trace: it is wiped and fetched again, nothing was exchanged."""
+    """This copy may hold rows that are dead without a trace: it is wiped and fetched again, nothing was exchanged.
+    ``collected``: the round that it should have confirmed."""
+
+    def __init__(self, shard: ShardId, collected: int) -> None:
+        super().__init__(f"shard {shard}: peers have forgotten tombstones that this copy never confirmed")
+        self.collected = collected
 
 
 class Bill(msgspec.Struct):
@@ -124,7 +129,7 @@ class Session:
         answer = await self._ask(ROOT, ask, RootAnswer)
         # Ours is read after theirs: a round that ended meanwhile was confirmed here before.
         if self._rounds.must_wipe(self._shard, answer.collected):
-            raise MustWipeError(f"shard {self._shard}: peers have forgotten tombstones that this copy never confirmed")
+            raise MustWipeError(self._shard, answer.collected)
         return answer.root
 
     async def _rows(self, buckets: list[int]) -> dict[bytes, int]:
