@@ -338,6 +338,7 @@ CLUSTER = rows(
             ("GET", f"{_CLUSTER}/nodes", cluster.nodes, "Nodes, with the age of the belief", {"answer": Any}),
             ("GET", f"{_CLUSTER}/replication", cluster.replication, "Replicas and their lag", {}),
             ("GET", f"{_CLUSTER}/shards", cluster.shards, "Shards and who holds them", {}),
+            ("GET", f"{_CLUSTER}/digests", cluster.digests, "Digests of this node's own copies", {}),
             (
                 "POST", f"{_CLUSTER}/shards/rebalance", cluster.rebalance, "Plan moves, and begin them unless dry_run",
                 {"body": bodies.RebalanceBody},

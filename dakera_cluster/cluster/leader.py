@@ -66,11 +66,12 @@ class LeaderSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 class LeaderView(msgspec.Struct, frozen=True):
     """What this node knows of the leadership: who holds it, since when this node believes that, and whether the bucket has
-    proved that it honours conditions (None: not known yet)."""
+    proved that it honours conditions (None: not known yet). ``acting``: this node may act as leader at this instant."""
 
     leader: NodeId | None
     epoch: int
     is_self: bool
+    acting: bool
     age_ms: float
     bucket_proved: bool | None
     bucket_problem: str | None
@@ -139,10 +140,15 @@ class Leadership:
         record = self._lease.observed
         holder = record.holder if record is not None and not record.is_released else None
         epoch = record.epoch if record is not None else 0
-        if (holder, epoch) != self._seen_leader:
-            self._seen_leader, self._seen_at = (holder, epoch), time.monotonic()
+        self._note_holder()
         age_ms = (time.monotonic() - self._seen_at) * 1000
-        return LeaderView(holder, epoch, holder == self._node, age_ms, self._proved, self._problem)
+        return LeaderView(holder, epoch, holder == self._node, self.is_leader, age_ms, self._proved, self._problem)
+
+    def _note_holder(self) -> None:
+        record = self._lease.observed
+        seen = (None, 0) if record is None else (None if record.is_released else record.holder, record.epoch)
+        if seen != self._seen_leader:
+            self._seen_leader, self._seen_at = seen, time.monotonic()
 
     def ready(self, report: ReadyReport) -> None:
         """A joining replica has everything."""
@@ -218,6 +224,7 @@ class Leadership:
             wait_s = LEASE_TICK_S if deadline is None else (deadline - _now_ms()) / 1000
             await asyncio.sleep(max(0.005, min(LEASE_TICK_S, wait_s)))
             self._judge()
+            self._note_holder()
             self._feed(le.Tick())
 
     def _feed(self, event: le.Event) -> None:

@@ -201,6 +201,23 @@ class Portrait:
             )
         return {"shards": rows, "total": len(rows)}
 
+    async def digests(self) -> dict[str, Any]:
+        """This node's own copies: shard -> root digest, live documents, and whether it has all rows. Replicas agree when
+        their roots are equal."""
+        own = self._signs.measure(self._now_ms())
+        roots = await asyncio.to_thread(self._signs.roots)
+        return {
+            "node_id": self._node,
+            "shards": {
+                str(shard.shard): {
+                    "root": f"{roots[shard.shard]:016x}",
+                    "documents": shard.documents,
+                    "complete": shard.complete,
+                }
+                for shard in own.shards
+            },
+        }
+
     async def rebalance(self, shard_ids: list[str], dry_run: bool) -> dict[str, Any]:
         """What a rebalancing would begin; without ``dry_run`` the leader is told to look now."""
         wanted: set[int] | None = None

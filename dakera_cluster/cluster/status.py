@@ -49,6 +49,10 @@ class NodeStatus:
         self._count()
         return self._sizes
 
+    def root(self, shard: int) -> int:
+        """Digest of all rows of a shard on this node."""
+        return self._host.replica(shard).root()
+
     def _count(self) -> None:
         now = time.monotonic()
         if now - self._totals_at <= TOTALS_MAX_AGE_S:

@@ -71,6 +71,11 @@ class VitalSigns:
             shards=self._shards(),
         )
 
+    def roots(self) -> dict[int, int]:
+        """shard -> digest of all its rows here, of the shards this node holds. For a worker thread."""
+        current = self._maps.current
+        return {shard: self._status.root(shard) for shard in current.holds(self._node)} if current is not None else {}
+
     def _shards(self) -> list[ShardVitals]:
         current = self._maps.current
         if current is None:

@@ -51,7 +51,7 @@ class Feedback:
         if signal == Signal.FLAG:
             change[Field.DECAY_FLAG] = True
         await self._core.patch(agent_namespace(agent), [(memory_id, change)])
-        return Importance(await self._memories.get(memory_id, agent, access), before, signal)
+        return Importance(await self._memories.changed(agent, memory_id, document, change), before, signal)
 
     async def history(self, memory_id: str, agent_id: str | None, access: Access) -> list[FeedbackEntry]:
         """Oldest first, at most the last FEEDBACK_HISTORY."""

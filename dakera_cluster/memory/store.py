@@ -30,6 +30,7 @@ from dakera_cluster.model.errors import (
     DimensionMismatchError,
     InvalidRequestError,
     ModelUnavailableError,
+    ServiceUnavailableError,
     VectorNotFoundError,
 )
 from dakera_cluster.model.hlc import NEVER
@@ -183,7 +184,16 @@ class Memories:
         if patch:
             patch[Field.UPDATED] = self._core.now_s
             await self._core.patch(agent_namespace(agent), [(memory_id, patch)])
-        return await self.get(memory_id, agent, access)
+        return await self.changed(agent, memory_id, document, patch)
+
+    async def changed(self, agent_id: str, memory_id: str, document: Document, patch: dict[str, Any]) -> Memory:
+        """The memory as a durable patch has made it. Nothing is read back that could fail and hide that it was done."""
+        fields = {name: value for name, value in {**document.fields, **patch}.items() if value is not None}
+        try:
+            usages = await self._core.usages(agent_namespace(agent_id), [memory_id])
+        except ServiceUnavailableError:
+            usages = {}
+        return self._core.memory(agent_id, memory_id, _as_document(fields), usages.get(memory_id))
 
     async def set_importance(self, agent_id: str, memory_ids: list[str], importance: float) -> list[Importance]:
         """Set the importance of the memories that exist. Raises VectorNotFoundError when none does."""
@@ -215,6 +225,8 @@ class Memories:
             raise InvalidRequestError(
                 "expected at least one of memory_ids, tags, session_id, before_timestamp", field="memory_ids"
             )
+        if query.memory_ids and not (query.tags or query.session_id or query.before_timestamp is not None):
+            return await self._forget_ids(namespace, query.memory_ids)
         before = query.before_timestamp
         conditions = Conditions(
             session_id=query.session_id,
@@ -230,6 +242,16 @@ class Memories:
         if conditions == Conditions():
             raise InvalidRequestError("expected at least one condition", field="filter")
         return await self._forget(agent_space(agent_id), conditions)
+
+    async def _forget_ids(self, namespace: str, memory_ids: list[str]) -> int:
+        """Explicit ids need no search: what one replica has not heard of yet is asked of the others."""
+        for position, memory_id in enumerate(memory_ids):
+            check_id(memory_id, f"memory_ids[{position}]")
+        present = list(await self._core.documents(namespace, memory_ids))
+        if not present:
+            await self._core.require(namespace)
+        await self._core.delete(namespace, present)
+        return len(present)
 
     async def _forget(self, namespace: str, conditions: Conditions) -> int:
         ids = await self._core.every_id(namespace, Where(conditions))

@@ -32,6 +32,10 @@ async def shards(call: Call, _: None) -> dict[str, Any]:
     return await call.services.cluster.shards()
 
 
+async def digests(call: Call, _: None) -> dict[str, Any]:
+    return await call.services.cluster.digests()
+
+
 async def rebalance(call: Call, body: bodies.RebalanceBody) -> dict[str, Any]:
     return await call.services.cluster.rebalance(body.shard_ids or [], body.dry_run)
 
