@@ -132,8 +132,8 @@ def main() -> None:
     print("\n" + "\n".join(f"{name:14s} {weights[name]:+.3f}  {NAMES[name]}" for name in FITTED))
     if asked.write:
         middle, spread = calibrated(kinds, weights)
-        digests = {path.stem: hashlib.sha256(path.read_bytes()).hexdigest() for path in asked.data}
-        provenance = {"model": encoder.fingerprint, "penalty": str(PENALTY), **digests}
+        digests = {f"data_{n}": hashlib.sha256(path.read_bytes()).hexdigest() for n, path in enumerate(asked.data, 1)}
+        provenance = {"tool": "ops.fit_recall", "model": encoder.fingerprint, "penalty": str(PENALTY), **digests}
         model = Model(weights=weights, middle=round(middle, 3), spread=round(spread, 3), provenance=provenance)
         TARGET.write_bytes(msgspec.json.format(msgspec.json.encode(model), indent=1) + b"\n")
 

@@ -20,7 +20,7 @@ from dakera_cluster.retrieval.order import NOBODY
 
 REACH = 16
 """Neighbours looked at on each side."""
-MAX_TURN_WORDS = 2_000
+MAX_TURN_WORDS = 200
 """Words of the turns between a memory and its neighbour beyond which they are no turns of one talk."""
 
 

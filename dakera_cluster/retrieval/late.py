@@ -18,14 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dakera_cluster.retrieval.query import QueryFeatures
-from dakera_cluster.retrieval.tokens import TokenStore
+from dakera_cluster.retrieval.tokens import Gathered, TokenStore
 
 STEPS = 2047
 """Integer steps of a component: 2,047 times 8,192 dimensions still fits the 24 bits of a float32."""
 BLOCK_TOKENS = 4096
 """Tokens unpacked at once: 6 MB at 384 dimensions."""
 MAX_QUERY_TOKENS = 48
-MAX_TOKENS = 24_000
+EXACT_TOKENS = 8_000
+"""Tokens of a pool up to which the question keeps its floats; beyond, as in ``glance``, signs meet signs. One way for the
+whole pool, so that its memories stay comparable."""
+MAX_TOKENS = 32_000
 """Tokens of one step of one recall; memories beyond it are matched by their first passage, then not at all."""
 
 
@@ -88,7 +91,8 @@ def weighted(query: LateQuery, similarities: NDArray[np.float32]) -> NDArray[np.
 
 def match(query: LateQuery, store: TokenStore, slots: NDArray[np.int64], max_tokens: int = MAX_TOKENS) -> Matches:
     """Match the question with ``slots``, the likeliest first: when they hold more than ``max_tokens`` tokens, the later ones
-    are matched by their first passage only, and those still beyond it not at all."""
+    are matched by their first passage only, and those still beyond it not at all. A pool of more than EXACT_TOKENS is matched
+    by signs alone."""
     best = np.zeros((len(query), len(slots)), np.float32)
     first = np.zeros(len(slots))
     counts = store.counts(slots).astype(np.int64)
@@ -98,14 +102,16 @@ def match(query: LateQuery, store: TokenStore, slots: NDArray[np.int64], max_tok
     fits = np.cumsum(counts) <= max_tokens
     heads = np.where(fits, 0, store.first_counts(slots))
     seen = has_tokens & (np.cumsum(heads) <= max_tokens)
+    exact = int(np.where(fits, counts, heads)[seen].sum()) <= EXACT_TOKENS
     for positions, first_only, sizes in (
         (np.flatnonzero(seen & fits), False, counts),
         (np.flatnonzero(seen & ~fits), True, heads),
     ):
         for block in _blocks(sizes[positions]):
-            _match_block(query, store, slots, positions[block], best, first, first_only)
-    has_tokens = seen
-    return Matches(best, first, has_tokens)
+            tokens = store.gather(slots[positions[block]], first_unit_only=first_only)
+            similar = _exact(query, tokens) if exact else _estimated(query, tokens.signs, tokens.unit_starts)
+            _keep(query, tokens, similar, positions[block], best, first)
+    return Matches(best, first, seen)
 
 
 def glance(
@@ -124,12 +130,8 @@ def glance(
         return best
     for block in _blocks(counts[seen]):
         tokens = store.gather(slots[seen[block]])
-        words = _as_words(tokens.signs)
-        differing = np.zeros((len(query), len(words)), np.uint16)
-        for column in range(words.shape[1]):
-            differing += np.bitwise_count(query.signs[:, column, None] ^ words[None, :, column])
         starts = tokens.unit_starts[tokens.slot_units]
-        best[:, seen[block]] = _cosine_of(store.width)[np.minimum.reduceat(differing, starts, axis=1)]
+        best[:, seen[block]] = _estimated(query, tokens.signs, starts)
     return best
 
 
@@ -147,20 +149,32 @@ def _as_words(signs: NDArray[np.uint8]) -> NDArray[np.uint64]:
     return np.asfortranarray(padded.view(np.uint64))
 
 
-def _match_block(
-    query: LateQuery,
-    store: TokenStore,
-    slots: NDArray[np.int64],
-    positions: NDArray[np.int64],
-    best: NDArray[np.float32],
-    first: NDArray[np.float64],
-    first_only: bool,
-) -> None:
-    tokens = store.gather(slots[positions], first_unit_only=first_only)
+def _exact(query: LateQuery, tokens: Gathered) -> NDArray[np.float32]:
+    """float32[t, u]: MaxSim in each unit."""
     bits = np.unpackbits(tokens.signs, axis=1).astype(np.float32)
     # Against signs of +-1: q . s = 2 q . bits - sum(q). The maximum may be taken before that, it is monotone.
     dots = np.maximum.reduceat(query.steps @ bits.T, tokens.unit_starts, axis=1)
-    similar = ((2.0 * dots - query.sums[:, None]) * query.scales[:, None]).astype(np.float32)
+    return np.asarray((2.0 * dots - query.sums[:, None]) * query.scales[:, None], dtype=np.float32)
+
+
+def _estimated(query: LateQuery, signs: NDArray[np.uint8], starts: NDArray[np.int64]) -> NDArray[np.float32]:
+    """float32[t, u]: MaxSim in each run of tokens, from signs on both sides."""
+    words = _as_words(signs)
+    differing = np.zeros((len(query), len(words)), np.uint16)
+    for column in range(words.shape[1]):
+        differing += np.bitwise_count(query.signs[:, column, None] ^ words[None, :, column])
+    return np.asarray(_cosine_of(8 * signs.shape[1])[np.minimum.reduceat(differing, starts, axis=1)])
+
+
+def _keep(
+    query: LateQuery,
+    tokens: Gathered,
+    similar: NDArray[np.float32],
+    positions: NDArray[np.int64],
+    best: NDArray[np.float32],
+    first: NDArray[np.float64],
+) -> None:
+    """Write what the units' similarities mean for the slots at ``positions``."""
     totals = weighted(query, similar)
     first[positions] = totals[tokens.slot_units]
     units = len(tokens.unit_starts)
