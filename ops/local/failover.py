@@ -148,10 +148,10 @@ async def _kill_leader(stack: Stack, scene: Scene) -> str:
     victim = scene.leader
     if victim is None or victim not in stack.node_names:
         raise StackError(f"No leader to kill: {victim}")
-    scene.killed_at = time.monotonic()
-    await asyncio.to_thread(stack.process(victim).kill)
     scene.phase = f"{victim} is dead"
     scene.tell(f"{victim}, the leader, is killed with SIGKILL; {scene.load.in_flight} requests are under way")
+    scene.killed_at = time.monotonic()
+    await asyncio.to_thread(stack.process(victim).kill)
     return victim
 
 

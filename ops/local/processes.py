@@ -22,7 +22,7 @@ _POLL_S = 0.05
 class Identity(NamedTuple):
     pid: int
     started: str
-    """Field 22 of /proc/PID/stat, clock ticks since boot; empty where there is no /proc."""
+    """Field 22 of /proc/PID/stat, clock ticks since boot."""
 
 
 class Background:
@@ -93,11 +93,13 @@ class Background:
 
 
 def _started(pid: int) -> str:
+    """When it started; empty for a process that is gone or, as a zombie, only waits for its parent to notice."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return ""
-    return stat.rpartition(")")[2].split()[19]
+    fields = stat.rpartition(")")[2].split()
+    return "" if fields[0] == "Z" else fields[19]
 
 
 def _alive(identity: Identity) -> bool:
@@ -105,11 +107,11 @@ def _alive(identity: Identity) -> bool:
         os.kill(identity.pid, 0)
     except OSError:
         return False
-    return _started(identity.pid) == identity.started
+    return identity.started != "" and _started(identity.pid) == identity.started
 
 
 def _reap(pid: int) -> None:
-    """A child of this very process stays a zombie, and looks alive, until it is waited for."""
+    """A child of this very process stays a zombie until it is waited for."""
     try:
         os.waitpid(pid, os.WNOHANG)
     except OSError:
