@@ -13,6 +13,7 @@ import contextlib
 import logging
 import shutil
 import signal
+import ssl
 import tempfile
 import time
 from pathlib import Path
@@ -30,6 +31,7 @@ from dakera_cluster.cluster.maps import Maps
 from dakera_cluster.cluster.mover import MoverSettings
 from dakera_cluster.cluster.peer_server import PeerServer
 from dakera_cluster.cluster.peer_services import Context, Priority
+from dakera_cluster.cluster.peer_settings import PeerSettings, peer_tls
 from dakera_cluster.cluster.portrait import (
     COMMAND_METHOD,
     MAINTENANCE_METHOD,
@@ -308,6 +310,8 @@ def _runtime_settings(settings: Settings) -> RuntimeSettings:
         seeds=seeds,
         secret=secret.reveal() if secret is not None else None,
         gossip_keys=tuple(keys_),
+        peers=PeerSettings(message_bytes=cluster.peer_frame_bytes, inflight=cluster.peer_inflight),
+        tls=_peer_tls(settings),
         swim=SwimConfig(
             probe_interval_ms=float(cluster.probe_interval_ms),
             probe_timeout_ms=float(cluster.probe_timeout_ms),
@@ -341,6 +345,13 @@ def _replication_settings(settings: Settings) -> ReplicationSettings:
         collector=CollectorSettings(tombstones=TombstoneConfig(grace_ms=grace_ms)),
         segments=_segment_settings(settings),
     )
+
+
+def _peer_tls(settings: Settings) -> tuple[ssl.SSLContext, ssl.SSLContext] | None:
+    cluster = settings.cluster
+    if cluster.peer_tls_cert is None or cluster.peer_tls_key is None or cluster.peer_tls_ca is None:
+        return None
+    return peer_tls(Path(cluster.peer_tls_cert), Path(cluster.peer_tls_key), Path(cluster.peer_tls_ca))
 
 
 def _key_bytes(secret: Secret) -> bytes:

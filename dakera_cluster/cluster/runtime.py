@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import ipaddress
 import logging
 import random
 import secrets
 import socket
+import ssl
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,6 +29,7 @@ from dakera_cluster.cluster.maps import MAP_OBJECT, Maps
 from dakera_cluster.cluster.peer_client import PeerClient
 from dakera_cluster.cluster.peer_server import PeerServer
 from dakera_cluster.cluster.peer_services import Context, Priority
+from dakera_cluster.cluster.peer_settings import PeerSettings
 from dakera_cluster.cluster.peers import (
     PUSH_PULL,
     SHARD,
@@ -43,7 +44,7 @@ from dakera_cluster.model.ids import BootId, NodeId
 from dakera_cluster.model.shardmap import ShardMap, decode_map, encode_map
 from dakera_cluster.protocols.members import Address, Meta, NodeState
 from dakera_cluster.protocols.packets import ClusterState
-from dakera_cluster.protocols.peer_handshake import Endpoint
+from dakera_cluster.protocols.peer_handshake import Endpoint, stretch_secret
 from dakera_cluster.protocols.rebalance import LiveNode, ReadyReport
 from dakera_cluster.protocols.swim_config import SwimConfig
 from dakera_cluster.protocols.swim_events import Conflict, MemberEvent, StateAdvanced
@@ -68,6 +69,8 @@ class RuntimeSettings(msgspec.Struct, frozen=True, kw_only=True):
     seeds: tuple[Address, ...] = ()
     secret: str | None = None
     gossip_keys: tuple[bytes, ...] = ()
+    peers: PeerSettings = PeerSettings()
+    tls: tuple[ssl.SSLContext, ssl.SSLContext] | None = None
     swim: SwimConfig = SwimConfig()
     leader: LeaderSettings = LeaderSettings()
 
@@ -94,9 +97,11 @@ class Runtime:
         self._objects = objects
         self._superseded = superseded
         self._tasks: set[asyncio.Task[None]] = set()
-        me = Endpoint(cluster_id, node, boot, _secrets(settings.secret))
-        self.server = PeerServer(me)
-        self.client = PeerClient(me, self._address_of, is_dead=self._is_dead)
+        secret = settings.secret
+        me = Endpoint(cluster_id, node, boot, (stretch_secret(secret, cluster_id),) if secret is not None else ())
+        serving, dialling = settings.tls if settings.tls is not None else (None, None)
+        self.server = PeerServer(me, settings.peers, serving)
+        self.client = PeerClient(me, self._address_of, is_dead=self._is_dead, settings=settings.peers, tls=dialling)
         self.transport = PeerTransport(node, gate, self.client)
         self._gate = gate
         self._cluster_id = cluster_id
@@ -291,12 +296,6 @@ class Runtime:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _secrets(secret: str | None) -> tuple[bytes, ...]:
-    if secret is None:
-        return ()
-    return (hashlib.sha256(b"dakera peers\x00" + secret.encode()).digest(),)
 
 
 async def own_address(api_url: str, port: int) -> Address:
