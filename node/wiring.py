@@ -86,7 +86,6 @@ from dakera_cluster.storage.memory_objects import MemoryObjectStore
 from dakera_cluster.storage.objects import ObjectStore
 from dakera_cluster.storage.rocks import RowStoreSettings
 from dakera_cluster.storage.rows import RowStore, StoreState
-from dakera_cluster.storage.s3 import S3ObjectStore, S3Settings
 from node.identity import Identity, take_identity
 
 log = logging.getLogger(__name__)
@@ -418,6 +417,9 @@ def _data_directory(settings: Settings, stack: contextlib.AsyncExitStack) -> Pat
 def _objects(settings: Settings, directory: Path) -> ObjectStore:
     storage = settings.storage
     if storage.kind.in_s3:
+        # The S3 client costs 36 MB of memory: only who uses it pays.
+        from dakera_cluster.storage.s3 import S3ObjectStore, S3Settings
+
         return S3ObjectStore(
             S3Settings(
                 bucket=storage.s3_bucket,
