@@ -29,7 +29,8 @@ TIE_ROOM = 64
 """Further vector results fetched so that equal scores at the end of the list can be told apart by id."""
 ENTITY_LIST_SIZE = 50
 MAX_NAME_SHARE = 0.1
-"""A name that more of the memories hold than this tells nothing."""
+MAX_NAME_HOLDERS = 2_000
+"""A name that more of the memories, or more memories, hold than this tells nothing, and its own pass would cost a scan."""
 SPREAD_FROM = 48
 SPREAD_REACH = 4
 WINDOW_REACH = 6
@@ -131,7 +132,7 @@ def _by_entity(
 
 def _holders(view: RecallView, question: str, words: WordScores) -> list[NDArray[np.bool_]]:
     """For each rare name of the question, a mask by slot of the memories that hold it."""
-    limit = MAX_NAME_SHARE * max(1, len(view.text))
+    limit = min(MAX_NAME_SHARE * len(view.text), MAX_NAME_HOLDERS)
     named = {term for name in proper_nouns(question) for term in view.text.query_terms(name)}
     masks = [words.frequencies[row] > 0 for row, term in enumerate(words.terms) if term in named]
     return [mask for mask in masks if 0 < np.count_nonzero(mask) <= limit]
