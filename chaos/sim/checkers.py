@@ -6,7 +6,7 @@
 * epochs, map versions and shard versions never go back, in the bucket and at every node;
 * all replicas of a shard hold the same bytes when the faults have stopped.
 
-A violation raises Violation with what was expected and the seed's replay command. Called by the nodes, the world and tests.
+A violation raises BrokenPromiseError with what was expected and the seed's replay command. Called by the nodes, the world and tests.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from chaos.sim.world import World
 
 
-class Violation(AssertionError):
+class BrokenPromiseError(AssertionError):
     """A promise was broken."""
 
 
@@ -37,7 +37,7 @@ class Checkers:
         """How often interesting things happened: a run in which nothing happens proves nothing."""
 
     def fail(self, text: str) -> None:
-        raise Violation(f"{text} (at {self._world.timeline.now_ms:.0f} ms; {self._world.replay})")
+        raise BrokenPromiseError(f"{text} (at {self._world.timeline.now_ms:.0f} ms; {self._world.replay})")
 
     # -- leadership
 
@@ -121,16 +121,29 @@ class Checkers:
         by_value = {op.value: op for op in operations if op.kind in (Kind.PUT, Kind.PATCH)}
         wholes = [op for op in writes if op.kind is not Kind.PATCH]
         patches = [op for op in writes if op.kind is Kind.PATCH]
-        acked = [op for op in wholes if op.outcome is Outcome.OK]
+        settled = self._settled(operations, wholes)
         for read in operations:
             if not read.kind.is_read or read.outcome is not Outcome.OK:
                 continue
             self.counts[f"{read.kind.value} reads"] += 1
             self._check_origin(read, by_value)
             if read.kind is Kind.STRONG_READ:
-                base = self._check_whole(read, wholes, acked, by_value)
+                base = self._check_whole(read, wholes, settled, by_value)
                 if read.seen is not None and base is not None:
                     self._check_patch(read, base, wholes, patches, by_value)
+
+    def _settled(self, operations: list[Operation], wholes: list[Operation]) -> dict[int, float]:
+        """Whole writes that have certainly taken effect, and by when: acknowledged, or seen by a strong read. What was seen
+        once may not be unseen."""
+        settled = {op.number: op.end_ms for op in wholes if op.outcome is Outcome.OK}
+        restamped = {op.number for op in wholes if op.restamped}
+        for read in operations:
+            if read.kind is Kind.STRONG_READ and read.outcome is Outcome.OK and read.seen is not None:
+                number = read.seen.get("v", -1)
+                if number in restamped:
+                    continue
+                settled[number] = min(settled.get(number, FOREVER), read.end_ms)
+        return settled
 
     def _check_origin(self, read: Operation, by_value: dict[int, Operation]) -> None:
         for field, value in (read.seen or {}).items():
@@ -144,32 +157,34 @@ class Checkers:
             self.fail(f"read {read.number} of k{read.key} saw {read.seen}: a patch brought a row to life")
 
     def _check_whole(
-        self, read: Operation, wholes: list[Operation], acked: list[Operation], by_value: dict[int, Operation]
+        self,
+        read: Operation,
+        wholes: list[Operation],
+        settled: dict[int, float],
+        by_value: dict[int, Operation],
     ) -> Operation | None:
-        """What was seen must have a writer that no acknowledged whole write has certainly overwritten before the read."""
-        before = [op for op in acked if op.end_ms < read.start_ms]
+        """What was seen must have a writer that no settled whole write has certainly overwritten before the read."""
+        before = [op for op in wholes if settled.get(op.number, FOREVER) < read.start_ms]
+
+        def overwriters(op: Operation) -> list[Operation]:
+            effect_by_ms = settled.get(op.number, FOREVER)
+            return [later for later in before if later.start_ms > effect_by_ms]
+
         if read.seen is not None:
             writer = by_value[read.seen["v"]]
-            later = [op for op in before if op.start_ms > writer.takes_effect_until_ms]
+            later = overwriters(writer)
             if later:
                 word = "resurrection" if any(op.kind is Kind.DELETE for op in later) else "lost acknowledged write"
+                told = ", ".join(f"{op.kind.value} {op.number}" for op in later)
                 self.fail(
-                    f"{word}: read {read.number} of k{read.key} saw write {writer.number}, "
-                    f"after {', '.join(f'{op.kind.value} {op.number}' for op in later)} had been acknowledged"
+                    f"{word}: read {read.number} of k{read.key} saw write {writer.number} after {told} was settled"
                 )
             return writer
+        puts = [op for op in before if op.kind is Kind.PUT]
         deletes = [op for op in wholes if op.kind is Kind.DELETE and op.start_ms < read.end_ms]
-        if not before:
-            return None
-        for delete in deletes:
-            if not any(op.start_ms > delete.takes_effect_until_ms for op in before):
-                return None
-        if all(op.kind is Kind.DELETE for op in before):
-            return None
-        last = max(before, key=lambda op: op.end_ms)
-        self.fail(
-            f"lost acknowledged write: read {read.number} of k{read.key} saw no row, after {last.kind.value} {last.number}"
-        )
+        if puts and not any(not overwriters(delete) for delete in deletes):
+            last = max(puts, key=lambda op: settled[op.number])
+            self.fail(f"lost acknowledged write: read {read.number} of k{read.key} saw no row after put {last.number}")
         return None
 
     def _check_patch(

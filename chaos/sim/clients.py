@@ -1,5 +1,5 @@
-"""Clients of the simulated cluster: each runs one operation after another against nodes of its choice, and writes down what it
-asked, when, and what it was told. Every value written is used once, so a read tells which write it saw.
+"""Clients of the simulated cluster: each runs one operation after another against nodes of its choice, and writes down what
+it asked, when, and what it was told. Every value written is used once, so a read tells which write it saw.
 
 A row has two fields: ``v``, set by puts, and ``p``, set by patches and cleared by puts. Called by ``world``.
 """
@@ -56,6 +56,8 @@ class Operation(msgspec.Struct):
     start_ms: float
     end_ms: float = FOREVER
     outcome: Outcome = Outcome.UNSURE
+    restamped: bool = False
+    """It was stamped twice, so it may have shown for a moment before the stamp it has now."""
     seen: dict[str, int] | None = None
     """What a read returned: None is no row, else its fields."""
 
@@ -118,6 +120,7 @@ class Clients:
         coordinator = node.coordinator
 
         def wrote(written: Written) -> None:
+            operation.restamped = written.restamped
             match written.decision:
                 case WriteDecision.SUCCESS:
                     self._finish(operation, Outcome.OK, client)
@@ -157,6 +160,10 @@ class Clients:
             return
         operation.end_ms = self._world.timeline.now_ms
         operation.outcome = outcome
+        trap = self._world.ack_trap
+        if trap is not None and outcome is Outcome.OK and not operation.kind.is_read:
+            self._world.ack_trap = None
+            trap()
         what = "" if not operation.kind.is_read else f" saw {operation.seen}"
         self._world.trace(
             "client",

@@ -1,7 +1,7 @@
 """One simulated node as coordinator of clients' operations: quorum writes and reads, re-stamping, hints.
 
-Duties carried out here: every attempt under the newest map known, stamps observed when a write was outrun, rounds bounded by the
-operation's deadline, hints only for operations that succeeded and never as votes. Called by ``clients``.
+Duties carried out here: every attempt under the newest map known and with the same stamp until it was outrun, rounds bounded
+by the operation's deadline, hints only for operations that succeeded and never as votes. Called by ``clients``.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class Written(NamedTuple):
 
     decision: WriteDecision
     stamp: Stamp | None
+    restamped: bool
 
 
 class CoordinatorRead(NamedTuple):
@@ -154,6 +155,8 @@ class _Write:
         self._done = done
         self._rounds = 0
         self._ambiguous = False
+        self._stamp: Stamp | None = None
+        self._restamped = False
         self._give_up_ms = node.now_ms + OPERATION_MS
 
     def attempt(self) -> None:
@@ -162,7 +165,9 @@ class _Write:
             self._finish(WriteDecision.AMBIGUOUS if self._ambiguous else WriteDecision.FAILED, None)
             return
         self._rounds += 1
-        stamp = node.hlc.tick(node.wall_ms)
+        if self._stamp is None:
+            self._stamp = node.hlc.tick(node.wall_ms)
+        stamp = self._stamp
         rows: Rows = ((self._key, self._make(stamp)),)
         operation = WriteOperation(state, self._level)
         answers = _Answers(len(state.write_set))
@@ -199,6 +204,8 @@ class _Write:
                 self._finish(WriteDecision.SUCCESS, stamp)
             case WriteDecision.RESTAMP:
                 self._ambiguous = True
+                self._restamped = True
+                self._stamp = None
                 assert operation.outrun_by is not None
                 try:
                     node.hlc.observe(operation.outrun_by.time, node.wall_ms)
@@ -216,7 +223,7 @@ class _Write:
                 node.after(RETRY_MS, self.attempt)
 
     def _finish(self, decision: WriteDecision, stamp: Stamp | None) -> None:
-        self._done(Written(decision, stamp))
+        self._done(Written(decision, stamp, self._restamped))
 
 
 class _Answers:

@@ -35,6 +35,7 @@ class Disk:
         self._syncing = 0
         self._life = 0
         self.identity = rng.getrandbits(31) + 1
+        self.sync_max_ms = SYNC_MAX_MS
 
     def table(self, name: Hashable) -> Table:
         """The rows of a table as its process sees them. Never change it directly."""
@@ -82,7 +83,7 @@ class Disk:
             return
         self._syncing = len(self._pending)
         slow = self._rng.random() < SLOW_SYNC_SHARE
-        delay_ms = SLOW_SYNC_MS if slow else self._rng.uniform(SYNC_MIN_MS, SYNC_MAX_MS)
+        delay_ms = SLOW_SYNC_MS if slow else self._rng.uniform(SYNC_MIN_MS, self.sync_max_ms)
         self._timeline.after(delay_ms, self._synced, self._life)
 
     def _synced(self, life: int) -> None:

@@ -1,7 +1,7 @@
 """One simulated node's housekeeping: transfers of shards, anti-entropy, tombstone rounds.
 
-Duties carried out here: a transfer per shard under the map in force, its records persisted in order; repair sessions with random
-peers, stamped with their start; collection rounds from the first live replica. Called by ``node`` and by its own timers.
+Duties carried out here: a transfer per shard under the map in force, its records persisted in order; repair sessions with
+random peers, stamped with their start; collection rounds from the first live replica. Called by ``node`` and its own timers.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from dakera_cluster.protocols.transfer import Duty, Holding, Mode, Stage, Transf
 if TYPE_CHECKING:
     from chaos.sim.node import Node
 
-REPAIR_EVERY_MS = 1_500.0
 COLLECT_EVERY_MS = 3_000.0
 TRANSFER_TICK_MS = 400.0
 
@@ -43,7 +42,7 @@ class Janitor:
         self._settings = node.world.settings
         self._transfers: dict[int, Transfer] = {}
         self._collectors: dict[int, Collector] = {}
-        node.after(node.rng.uniform(0, REPAIR_EVERY_MS), self._repair_loop)
+        node.after(node.rng.uniform(0, node.world.repair_every_ms), self._repair_loop)
         node.after(node.rng.uniform(0, COLLECT_EVERY_MS), self._collect_loop)
         node.after(TRANSFER_TICK_MS, self._transfer_loop)
 
@@ -134,7 +133,7 @@ class Janitor:
 
     def _fetch(self, shard: int, moving: Transfer, source: NodeId, cursor: bytes) -> None:
         node = self._node
-        started_wall_ms = node.wall_ms
+        started_wall_ms = node.wall_ms + int(node.world.transfer_delay_ms)
 
         def told(reply: Reply | None) -> None:
             if reply is not None and reply.map is not None:
@@ -147,7 +146,9 @@ class Janitor:
             last = rows[-1][0] if rows else None
             node.replica.apply(shard, rows, lambda: self._event(shard, moving, transfer.SnapshotChunk(source, last)))
 
-        node.call(source, FetchRows(shard, moving.version, cursor), told)
+        delay_ms = node.world.transfer_delay_ms
+        ask = FetchRows(shard, moving.version, cursor)
+        node.after(delay_ms, lambda: node.call(source, ask, told))
 
     def _repair_from(self, shard: int, moving: Transfer, source: NodeId) -> None:
         def ended(version: int | None) -> None:
@@ -165,7 +166,7 @@ class Janitor:
 
     def _repair_loop(self) -> None:
         node = self._node
-        node.after(REPAIR_EVERY_MS * node.rng.uniform(0.7, 1.3), self._repair_loop)
+        node.after(node.world.repair_every_ms * node.rng.uniform(0.7, 1.3), self._repair_loop)
         if node.map is None:
             return
         mine = [index for index in range(len(node.map.shards)) if node.replica.is_complete(index)]

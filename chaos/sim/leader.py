@@ -1,7 +1,7 @@
 """One simulated node as candidate and leader: the lease core over the simulated bucket, and the loop that writes the map.
 
-Duties carried out here: the bucket is probed before anybody campaigns; ``can_act`` is asked right before every act; the map is
-stamped first; every write of it is a compare-and-swap on what was just read. Called by ``node``.
+Duties carried out here: the bucket is probed and its map read before anybody campaigns; ``can_act`` is asked right before
+every act; the map is stamped first; every write of it is a compare-and-swap on what was just read. Called by ``node``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 LEASE = "lease"
 MAP = "map"
 CLUSTER = "sim"
-LOOP_MS = 700.0
 ELIGIBLE_MS = 500.0
 SAFETY_TIMEOUT_MS = 2_500.0
 
@@ -58,7 +57,7 @@ class Leader:
         self._probe(0)
         self._refresh_eligibility()
         self._feed(ev.Tick())
-        node.after(LOOP_MS, self._loop)
+        node.after(node.world.leader_every_ms, self._loop)
 
     def note_ready(self, report: TellReady) -> None:
         self._ready.add(ReadyReport(ShardId(report.shard), report.version, NodeId(report.node)))
@@ -174,7 +173,7 @@ class Leader:
     # -- the map
 
     def _loop(self) -> None:
-        self._node.after(LOOP_MS, self._loop)
+        self._node.after(self._node.world.leader_every_ms, self._loop)
         if not self.lease.can_act(self._node.now_ms) or self._busy:
             return
         epoch = self.lease.epoch

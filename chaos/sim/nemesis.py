@@ -1,12 +1,13 @@
 """The adversary of a simulated run: a seeded schedule of faults, all within what the promises allow.
 
-The promises hold for the loss of any minority of a shard's replicas, so at most one disk is lost in a run, and only while every
-shard has its full, complete set of holders elsewhere. Everything else (crashes of all nodes at once, partitions, pauses,
-clocks, the bucket) may happen at any time and together. Called by ``world``.
+The promises hold for the loss of any minority of a shard's replicas, so at most one disk is lost in a run, and only while
+every shard has its full, complete set of holders. Everything else (crashes of all nodes at once, partitions, pauses, clocks,
+the bucket) may happen at any time and together. Called by ``world``.
 """
 
 from __future__ import annotations
 
+import enum
 from typing import TYPE_CHECKING
 
 from chaos.sim.net import LinkProfile
@@ -19,6 +20,20 @@ if TYPE_CHECKING:
 STEP_MIN_MS = 1_000.0
 STEP_MAX_MS = 5_000.0
 LOSS_MAX = 0.2
+BRISK_MS = 55_000.0
+AGEING_MS = 90_000.0
+SLOW_DISK_MS = 150.0
+
+
+class Mood(enum.Enum):
+    """What a run is mostly about."""
+
+    BRISK = "brisk"
+    """Short faults of every kind, many at once."""
+    MOVING = "moving"
+    """Nodes come, drain and return all the time, transfers are slow, and the usual faults besides."""
+    AGEING = "ageing"
+    """Few faults, but long ones: nodes and pairs of nodes are apart for longer than tombstones live."""
 
 
 class Nemesis:
@@ -26,24 +41,51 @@ class Nemesis:
         self._world = world
         self._rng = world.fork_rng()
         self.is_running = True
+        self.mood = self._rng.choice([Mood.BRISK, Mood.MOVING, Mood.AGEING])
         self._may_lose_a_disk = self._rng.random() < 0.5
         self._may_delete_the_lease = self._rng.random() < 0.3
-        self._may_grow = self._rng.random() < 0.6
-        self._may_drain = self._rng.random() < 0.4
-        faults = [
-            (3, self._crash), (1, self._crash_all), (3, self._partition), (2, self._one_way), (2, self._pause),
-            (2, self._jump), (2, self._bucket_outage), (2, self._bucket_faults), (2, self._weather),
-            (1, self._long_crash), (1, self._lose_disk), (2, self._grow), (1, self._drain), (2, self._cut_leader),
-            (1, self._delete_lease),
-        ]  # fmt: skip
-        self._faults = [fault for weight, fault in faults for _ in range(weight)]
+        self._nodes_max = 6 if self.mood is Mood.MOVING else 5
+        faults = {
+            self._crash: (3, 3, 2),
+            self._crash_all: (1, 1, 1),
+            self._crash_writers: (2, 2, 1),
+            self._partition: (3, 3, 1),
+            self._one_way: (2, 2, 1),
+            self._part_pair: (1, 1, 4),
+            self._pause: (2, 2, 1),
+            self._jump: (2, 1, 1),
+            self._bucket_outage: (2, 1, 1),
+            self._bucket_faults: (2, 1, 1),
+            self._weather: (2, 2, 1),
+            self._long_crash: (1, 1, 4),
+            self._lose_disk: (2, 1, 1),
+            self._grow: (1, 4, 0),
+            self._drain: (1, 6, 0),
+            self._cut_leader: (2, 1, 1),
+            self._delete_lease: (1, 1, 1),
+        }
+        column = list(Mood).index(self.mood)
+        self._faults = [fault for fault, weights in faults.items() for _ in range(weights[column])]
+        if self.mood is Mood.MOVING:
+            world.transfer_delay_ms = self._rng.choice([0.0, 100.0, 500.0])
+            world.leader_every_ms = self._rng.choice([700.0, 3_000.0])
+        slow_disks = self._rng.random() < 0.3
+        for node in world.nodes.values():
+            node.disk.sync_max_ms = SLOW_DISK_MS if slow_disks else node.disk.sync_max_ms
+        world.trace("nemesis", f"mood {self.mood.value}")
         world.timeline.after(self._rng.uniform(0, STEP_MAX_MS), self._step)
+
+    @property
+    def safety_ms(self) -> float:
+        """How long this run's faults go on."""
+        return AGEING_MS if self.mood is Mood.AGEING else BRISK_MS
 
     def _step(self) -> None:
         if not self.is_running:
             return
         self._rng.choice(self._faults)()
-        self._world.timeline.after(self._rng.uniform(STEP_MIN_MS, STEP_MAX_MS), self._step)
+        pace = 2.0 if self.mood is Mood.AGEING else 1.0
+        self._world.timeline.after(pace * self._rng.uniform(STEP_MIN_MS, STEP_MAX_MS), self._step)
 
     def stop(self) -> None:
         """Heal everything; what crashed starts again."""
@@ -92,6 +134,17 @@ class Nemesis:
                 node.crash()
                 self._restart_later(node, self._rng.uniform(300, 3_000))
 
+    def _crash_writers(self) -> None:
+        """Power fails at several nodes in the very moment a write is acknowledged."""
+        self._world.ack_trap = self._power_failure
+
+    def _power_failure(self) -> None:
+        self._world.trace("nemesis", "power failure at an acknowledgement")
+        for node in list(self._world.nodes.values()):
+            if node.is_ready:
+                node.crash()
+                self._restart_later(node, self._rng.uniform(300, 3_000))
+
     def _pause(self) -> None:
         up = self._running()
         if not up:
@@ -129,20 +182,17 @@ class Nemesis:
         self._restart_later(node, self._rng.uniform(300, 20_000))
 
     def _grow(self) -> None:
-        if self._may_grow and len(self._world.nodes) < 5:
-            self._may_grow = self._rng.random() < 0.5
+        if len(self._world.nodes) < self._nodes_max:
             self._world.add_node()
 
     def _drain(self) -> None:
+        """Drain a node, and have the last one back."""
         world = self._world
-        if self._may_drain and len(world.nodes) > 3 and not world.orders:
+        for name in world.orders:
+            world.orders[name] = MemberState.ACTIVE
+        if len(world.nodes) > world.settings.rf:
             name = self._rng.choice(sorted(world.nodes))
             world.orders[name] = MemberState.DRAINING
-
-            def undo() -> None:
-                world.orders[name] = MemberState.ACTIVE
-
-            world.timeline.after(self._rng.uniform(5_000, 30_000), undo)
 
     # -- the network
 
@@ -155,6 +205,18 @@ class Nemesis:
             delay_min_ms=0.5, delay_max_ms=slow, loss=loss, duplicate=rng.choice([0.0, 0.05])
         )
         world.trace("nemesis", f"loss {loss} delay {slow}")
+
+    def _part_pair(self) -> None:
+        """Two nodes do not hear each other for longer than a tombstone lives, while both hear everybody else."""
+        names = sorted(self._world.nodes)
+        if len(names) < 2:
+            return
+        left, right = self._rng.sample(names, 2)
+        net = self._world.net
+        net.block(left, right)
+        net.block(right, left)
+        self._world.trace("nemesis", f"{left} and {right} are apart")
+        self._world.timeline.after(self._rng.uniform(10_000, 40_000), net.heal)
 
     def _heal_later(self) -> None:
         def heal() -> None:

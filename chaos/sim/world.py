@@ -1,21 +1,22 @@
 """A whole simulated cluster over one seed: build it, hurt it, let it heal, check it.
 
-Phases: **birth** (some nodes start, a leader places the shards), **safety** (clients work while the nemesis hurts the cluster; every
-promise of safety is checked all the time), **liveness** (the faults stop: within bounds a leader leads, every request succeeds, moves
-end and all replicas hold the same bytes). Everything random comes from the seed, everything timed from one timeline: the same
-seed gives the same trace, byte for byte. Run by ``python -m chaos sim`` and by the tests.
+Phases: **birth** (some nodes start, a leader places the shards), **safety** (clients work while the nemesis hurts the
+cluster; every promise of safety is checked all the time), **liveness** (the faults stop: within bounds a leader leads, every
+request succeeds, moves end and all replicas hold the same bytes). Everything random comes from the seed, everything timed
+from one timeline: the same seed gives the same trace, byte for byte. Run by ``python -m chaos sim`` and by the tests.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
 import msgspec
 
 from chaos.sim.bucket import Bucket
-from chaos.sim.checkers import Checkers, Violation
+from chaos.sim.checkers import BrokenPromiseError, Checkers
 from chaos.sim.clients import Clients, Kind, Outcome
 from chaos.sim.nemesis import Nemesis
 from chaos.sim.net import LinkProfile, Network, Timeline
@@ -29,12 +30,14 @@ from dakera_cluster.protocols.tombstones import TombstoneConfig
 from dakera_cluster.protocols.transfer import TransferConfig
 
 BIRTH_MS = 30_000.0
-SAFETY_MS = 60_000.0
 QUIET_MS = 25_000.0
 """After the faults stopped, this long until every request must succeed."""
 CALM_MS = 8_000.0
 CONVERGENCE_MS = 120_000.0
 SAMPLE_MS = 100.0
+LEADER_MS = 700.0
+REPAIR_MS = 1_500.0
+LAZY_REPAIR_MS = 10_000.0
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,9 +66,14 @@ class World:
 
     def __init__(self, seed: int, settings: Settings | None = None) -> None:
         self.seed = seed
-        self.settings = settings or Settings()
-        self.timeline = Timeline()
         self._rng = Random(seed)
+        self.settings = settings or Settings()
+        self._is_lazy = self._rng.random() < 0.5
+        if self._is_lazy:
+            # Replicas that stay different for long: what quorums have to cope with, and quick repair would hide.
+            hints = msgspec.structs.replace(self.settings.hints, target_max_bytes=0)
+            self.settings = msgspec.structs.replace(self.settings, hints=hints)
+        self.timeline = Timeline()
         self._digest = hashlib.sha256()
         self.lines: list[str] | None = None
         self.net: Network[str] = Network(
@@ -77,6 +85,11 @@ class World:
         self.nodes: dict[str, Node] = {}
         self.orders: dict[str, MemberState] = {}
         self.is_winding_up = False
+        self.transfer_delay_ms = 0.0
+        self.repair_every_ms = REPAIR_MS
+        self.leader_every_ms = LEADER_MS
+        self.ack_trap: Callable[[], None] | None = None
+        """What the nemesis does in the moment the next write is acknowledged."""
         count = self._rng.choice([3, 3, 3, 4, 5])
         self.seeds = tuple(f"n{index}" for index in range(count))
         for _ in range(count):
@@ -123,7 +136,7 @@ class World:
     # -- phases
 
     def run(self) -> Checkers:
-        """All phases. Raises Violation."""
+        """All phases. Raises BrokenPromiseError."""
         self.timeline.after(SAMPLE_MS, self._sample)
         if self._rng.random() < 0.04:
             return self._run_with_a_broken_bucket()
@@ -133,8 +146,12 @@ class World:
             self._run_calm(clients)
         else:
             nemesis = Nemesis(self)
-            self.timeline.run_until(self.timeline.now_ms + SAFETY_MS)
+            self.repair_every_ms = LAZY_REPAIR_MS if self._is_lazy else REPAIR_MS
+            self.timeline.run_until(self.timeline.now_ms + nemesis.safety_ms)
             nemesis.stop()
+            self.ack_trap = None
+            self.repair_every_ms = REPAIR_MS
+            self.leader_every_ms = LEADER_MS
             self.orders = dict.fromkeys(self.orders, MemberState.ACTIVE)
             self.trace("world", "the faults stop")
             self.timeline.run_until(self.timeline.now_ms + QUIET_MS)
@@ -206,13 +223,13 @@ class World:
                 self.checkers.fail(f"the final read of k{read.key} {read.outcome.value}")
 
 
-def run_seed(seed: int, *, keep_trace: bool = False) -> tuple[World, Violation | None]:
+def run_seed(seed: int, *, keep_trace: bool = False) -> tuple[World, BrokenPromiseError | None]:
     """Run one seed; the world holds the trace and the counts."""
     world = World(seed)
     if keep_trace:
         world.lines = []
     try:
         world.run()
-    except Violation as violation:
+    except BrokenPromiseError as violation:
         return world, violation
     return world, None
