@@ -134,7 +134,10 @@ def test_the_documentations_name_of_the_minio_port_works_too() -> None:
 
 def test_ports_without_authentication_are_published_on_loopback_only(services: dict[str, Any]) -> None:
     open_to_all = {
-        (name, port) for name in services for port in services[name].get("ports", []) if not port.startswith("127.0.0.1:")
+        (name, port)
+        for name in services
+        for port in services[name].get("ports", [])
+        if not port.startswith("127.0.0.1:")
     }
     assert {name for name, _ in open_to_all} == {"traefik", "dashboard", "grafana"}
     assert ("traefik", "8080:8080") not in open_to_all
@@ -221,7 +224,9 @@ def test_every_image_is_pinned_to_one_release(services: dict[str, Any]) -> None:
 def test_monitoring_is_a_profile_and_scrapes_every_node(services: dict[str, Any]) -> None:
     for name in ("prometheus", "grafana", "jaeger"):
         assert services[name]["profiles"] == ["monitoring", "full"]
-    assert not any(services[name].get("profiles") for name in services if name not in ("prometheus", "grafana", "jaeger"))
+    assert not any(
+        services[name].get("profiles") for name in services if name not in ("prometheus", "grafana", "jaeger")
+    )
     jobs = yaml.safe_load((ROOT / "ops/stack/prometheus.yml").read_text())["scrape_configs"]
     targets = {job["job_name"]: job["static_configs"][0]["targets"] for job in jobs}
     assert targets["dakera"] == [f"{node}:3000" for node in NODES]
