@@ -4,7 +4,8 @@ Lists: vectors (and passages), BM25, the entity pass, the neighbours of what the
 each extra iteration. They are fused (min-max or reciprocal ranks) together with the words of each candidate's window.
 Everything here is cheap a memory; its order decides only who enters the pool, unless reranking is off.
 
-The lists have fixed sizes, so the order does not depend on how many results are wanted. Called by the engine.
+The lists have fixed sizes up to LIST_SIZE wanted results, so the order does not depend on how many are wanted; who wants
+more gets longer lists. Called by the engine.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dakera_cluster.index.vectors import VectorIndex
 from dakera_cluster.retrieval import ties
 from dakera_cluster.retrieval.context import neighbourhood
 from dakera_cluster.retrieval.entities import proper_nouns
@@ -97,13 +99,25 @@ def _by_vector(
 ) -> NDArray[np.int64]:
     if vector is None or view.vectors is None or view.vectors.dimension != len(vector):
         return np.zeros(0, np.int64)
-    slots, scores = view.vectors.search(vector, size + TIE_ROOM, allowed)
-    slots = slots.astype(np.int64)
-    found = slots[ties.best(scores, view.evidence.keys(slots), size)]
+    found = _nearest(view, view.vectors, vector, size, allowed)
     long, long_scores = view.evidence.passage_hits(vector, size, allowed)
     if not len(long):
         return found
     return np.concatenate([found, long[ties.best(long_scores, view.evidence.keys(long), size)]])
+
+
+def _nearest(
+    view: RecallView, vectors: VectorIndex, vector: NDArray[np.float32], size: int, allowed: Mask | None
+) -> NDArray[np.int64]:
+    """The ``size`` nearest. The index breaks ties by slot, so all that tie with the last one are fetched and cut by key."""
+    fetch = size + TIE_ROOM
+    while True:
+        slots, scores = vectors.search(vector, fetch, allowed)
+        if len(scores) < fetch or scores[-1] < scores[size - 1]:
+            break
+        fetch *= 4
+    slots = slots.astype(np.int64)
+    return slots[ties.best(scores, view.evidence.keys(slots), size)]
 
 
 def _by_words(view: RecallView, words: WordScores, size: int, allowed: Mask | None) -> NDArray[np.int64]:
@@ -125,9 +139,7 @@ def _by_entity(
         mask[len(allowed) :] = False
     if not mask.any():
         return np.zeros(0, np.int64)
-    slots, scores = view.vectors.search(query.vector, ENTITY_LIST_SIZE + TIE_ROOM, mask)
-    slots = slots.astype(np.int64)
-    return slots[ties.best(scores, view.evidence.keys(slots), ENTITY_LIST_SIZE)]
+    return _nearest(view, view.vectors, query.vector, ENTITY_LIST_SIZE, mask)
 
 
 def _holders(view: RecallView, question: str, words: WordScores) -> list[NDArray[np.bool_]]:

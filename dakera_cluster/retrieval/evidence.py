@@ -132,7 +132,13 @@ class Evidence:
         if allowed is not None:
             owners = self._passage_owner[: self._next_passage]
             mask = (owners >= 0) & (owners < len(allowed)) & allowed[np.clip(owners, 0, max(0, len(allowed) - 1))]
-        found, scores = self.passages.search(query, k, mask)
+        fetch = k
+        while True:
+            found, scores = self.passages.search(query, fetch, mask)
+            # The index breaks ties by slot: all that tie with the last one must be there, whoever came first.
+            if len(scores) < fetch or scores[-1] < scores[k - 1]:
+                break
+            fetch *= 2
         owners, first = np.unique(self._passage_owner[found], return_index=True)
         return owners.astype(np.int64), scores[first]
 

@@ -80,6 +80,17 @@ def test_the_same_rows_rank_the_same_bit_for_bit_whatever_their_history() -> Non
         assert got == expected
 
 
+def test_cuts_among_equal_memories_do_not_depend_on_the_order_of_arrival() -> None:
+    same = row("the copper lantern of the cottage")
+    rows = {f"e{n:04d}": same for n in range(700)}
+    expected = None
+    for seed in range(8):
+        view = view_of(rows, random.Random(seed).sample(sorted(rows), len(rows)))
+        got = ids(view, rank(view, question("copper lantern"), Options(k=150), SETTINGS))
+        expected = expected or got
+        assert got == expected
+
+
 @pytest.mark.parametrize("text", QUESTIONS)
 @pytest.mark.parametrize("options", [{}, {"rerank": Rerank.NONE}, {"fusion": Fusion.RRF}, {"routing": Routing.BM25}])
 def test_ten_results_are_the_head_of_fifty(text: str, options: dict[str, Any]) -> None:
