@@ -215,8 +215,8 @@ class Mover:
 
     @property
     def idle(self) -> bool:
-        """Nothing to do and nothing to look at."""
-        return not self._jobs and not self._changed.is_set()
+        """Everything that the current map asks of this node is done."""
+        return not self._jobs and self._seen is self._maps.current
 
     def _map_adopted(self, shardmap: ShardMap) -> None:
         # In the same step in which the map became current: no machine goes on under a version that is gone.

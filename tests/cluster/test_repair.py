@@ -227,6 +227,20 @@ async def test_rows_read_too_long_ago_are_refused(world: World) -> None:
     assert world["b"].rows(shard) == before, "what was shipped is too old as well"
 
 
+async def test_rows_do_not_land_in_a_copy_that_is_wiped_or_given_up_meanwhile(world: World) -> None:
+    shard, a = ShardId(1), world["a"]
+    complete = a.holdings.get(shard)
+    assert complete is not None
+    await a.holdings.put(Holding(shard, 1, Mode.REHYDRATE, Stage.WIPING))
+    with pytest.raises(NotAReplicaError):
+        await a.intake.repair(shard, [row(world, "m")], world.now_ms())
+    await a.holdings.put(complete)
+    await world.change({1: ShardState(2, (B, C))})
+    with pytest.raises(NotAReplicaError):
+        await a.intake.repair(shard, [row(world, "m")], world.now_ms())
+    assert not a.rows(shard)
+
+
 async def test_a_replica_that_never_confirmed_what_others_forgot_exchanges_nothing(world: World) -> None:
     shard = ShardId(1)
     await scatter(world, shard)
