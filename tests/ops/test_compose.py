@@ -1,4 +1,4 @@
-"""The HA compose stack and the image: what an operator of the deployed stacks relies on, checked without a container engine."""
+"""The HA compose stack and the image: what operators of the deployed stacks rely on, checked without a container engine."""
 
 from __future__ import annotations
 
