@@ -365,11 +365,18 @@ class Hints:
     async def _run_marks(self) -> None:
         while True:
             self._wake.clear()
-            for target, shard in sorted(self._log.marks):
-                if target in self._up:
-                    await self._settle_mark(target, shard)
+            marks = sorted(self._log.marks)
+            # One shard of a target at a time, but no target waits for another.
+            await asyncio.gather(
+                *(self._settle_marks(target, [shard for node, shard in marks if node == target]) for target in self._up)
+            )
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), MARK_RETRY_S)
+
+    async def _settle_marks(self, target: NodeId, shards: list[ShardId]) -> None:
+        for shard in shards:
+            if target in self._up:
+                await self._settle_mark(target, shard)
 
     async def _settle_mark(self, target: NodeId, shard: ShardId) -> None:
         """Have the replica compared with enough others, from now on: that is what a mark asks for."""

@@ -166,6 +166,25 @@ async def test_a_responder_refuses_under_another_version_and_while_it_does_not_s
 
 
 @pytest.mark.parametrize("method", [ROOT, BUCKETS, ROWS, EXCHANGE])
+async def test_a_map_that_changes_during_a_session_ends_it(world: World, method: str) -> None:
+    shard = ShardId(1)
+    await scatter(world, shard)
+    assert world.map is not None
+    newer = world.map.replace(epoch=1, shards={shard: ShardState(2, (A, B, C))})
+
+    async def adopt() -> None:
+        await world["b"].maps.adopt(newer)
+
+    world.wire.before = lambda s, t, called, p: adopt() if called == method else None
+    before = world["b"].rows(shard)
+    world.map = newer
+    with pytest.raises(OutdatedMapError):
+        await world["a"].repair.session(shard, B)
+    assert world["b"].rows(shard) == before
+    assert world["a"].repair.last_success_ms(shard, B) is None
+
+
+@pytest.mark.parametrize("method", [ROOT, BUCKETS, ROWS, EXCHANGE])
 async def test_a_lost_answer_fails_the_session_and_the_next_one_finds_the_rest(world: World, method: str) -> None:
     shard = ShardId(1)
     await scatter(world, shard)
