@@ -2,6 +2,7 @@
 
     sim       run seeded simulations of whole clusters       --seed S [--trace] | --seeds N [--first S] [--jobs J]
     mutants   re-plant known bugs and see them caught         [--seeds N] [--only NAME ...]
+    live      real processes, real faults, checked histories  [--nemesis A,B] [--duration S] [--seed S] [--nodes N]
 
 Exit status 0: every promise held (every mutant was caught). A failing seed prints the one command that replays it.
 """
@@ -14,6 +15,7 @@ from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
+from chaos.live import cli as live
 from chaos.mutants.catalogue import MUTANTS, SEEDS_MAX
 from chaos.mutants.hunt import Catch, hunt
 from chaos.sim.world import run_seed
@@ -86,6 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
     mutants.add_argument("--only", nargs="*", metavar="NAME", help="these mutants")
     mutants.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
     mutants.set_defaults(run=_mutants)
+    live.add_commands(commands)
     options = parser.parse_args(arguments)
     status: int = options.run(options)
     return status
