@@ -42,6 +42,11 @@ class Door:
             raise NotAReplicaError(f"node {self._node} is still fetching shard {shard}")
         return state
 
+    def is_source(self, shard: ShardId, version: int) -> bool:
+        """Would ``admit_source`` let it in without fetching a newer map?"""
+        state = self._maps.state(shard)
+        return state.version == version and self._holdings.serves(shard, state)
+
     async def admit_complete(self, shard: ShardId, version: int) -> ShardState:
         """As ``admit``, and this node has all rows, whether it serves them yet or not."""
         state = await self.admit(shard, version)

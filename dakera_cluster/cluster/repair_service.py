@@ -13,7 +13,7 @@ from typing import Any
 
 from dakera_cluster.cluster.calls import Registrar, pack, unpack
 from dakera_cluster.cluster.door import Door
-from dakera_cluster.cluster.gate import NotAReplicaError, OutdatedMapError
+from dakera_cluster.cluster.gate import NotAReplicaError
 from dakera_cluster.cluster.intake import Intake, rows_of
 from dakera_cluster.cluster.repair_wire import (
     BUCKETS,
@@ -39,7 +39,6 @@ from dakera_cluster.cluster.repair_wire import (
     WriteBackAsk,
 )
 from dakera_cluster.cluster.rounds import Rounds
-from dakera_cluster.model.errors import NotReadyError
 from dakera_cluster.model.ids import ShardId
 from dakera_cluster.shard.host import Host
 from dakera_cluster.shard.replica import Replica
@@ -80,13 +79,8 @@ class RepairService:
     async def _roots(self, payload: bytes, context: Any) -> bytes:
         asked = unpack(payload, RootsAsk).roots
         compared = [Compared.REFUSED] * len(asked)
-        able = []
-        for position, one in enumerate(asked):
-            try:
-                await self._door.admit_source(one.shard, one.version)
-            except (OutdatedMapError, NotAReplicaError, NotReadyError):
-                continue
-            able.append(position)
+        # No newer map is fetched for a comparison: gossip brings it before the next one.
+        able = [n for n, one in enumerate(asked) if self._door.is_source(one.shard, one.version)]
         roots = await self._host.roots([asked[position].shard for position in able])
         for position, root in zip(able, roots, strict=True):
             compared[position] = Compared.EQUAL if root == asked[position].root else Compared.DIFFERENT
