@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from chaos.live import nemesis
+from chaos.live.picture import draw
 from chaos.live.report import show, write_report
 from chaos.live.run import RunOptions, run_live
 
@@ -74,5 +75,8 @@ def _live(options: argparse.Namespace) -> int:
     result = asyncio.run(run_live(run, out, say))
     made = write_report(result, out)
     show(result, made, console)
+    without = draw(result, out / "timeline.png")
+    if without is not None:
+        console.print(f"no picture: {without}")
     console.print(f"files: {out}")
     return 0 if result.passed else EXIT_BROKEN
