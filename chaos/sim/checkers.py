@@ -6,7 +6,8 @@
 * epochs, map versions and shard versions never go back, in the bucket and at every node;
 * all replicas of a shard hold the same bytes when the faults have stopped.
 
-A violation raises BrokenPromiseError with what was expected and the seed's replay command. Called by the nodes, the world and tests.
+A broken promise raises BrokenPromiseError with what was expected and the seed's replay command. Called by the nodes, the
+world and tests.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class Checkers:
         self._bucket_map: ShardMap | None = None
         self._epoch_at: dict[str, int] = {}
         self._map_at: dict[str, ShardMap] = {}
+        self._served_at: dict[tuple[str, int, int], int] = {}
         self.counts: Counter[str] = Counter()
         """How often interesting things happened: a run in which nothing happens proves nothing."""
 
@@ -100,6 +102,14 @@ class Checkers:
                 if new.version != old.version:
                     self.counts["shard changes"] += 1
         self._map_at[key] = newer
+
+    def served(self, node: Node, shard: int, version: int) -> None:
+        """A node served a request under a shard version: never under an older one than before, restarts included. All moves
+        rest on that."""
+        key = (node.name, node.disk.identity, shard)
+        if version < self._served_at.get(key, 0):
+            self.fail(f"{node.name} served shard {shard} under version {version} after {self._served_at[key]}")
+        self._served_at[key] = version
 
     def collected(self, rows: int) -> None:
         self.counts["tombstones collected"] += rows

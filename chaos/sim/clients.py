@@ -99,9 +99,9 @@ class Clients:
 
     def _key(self, kind: Kind) -> int:
         """Writes go to a few rows for a while and then to others, so that rows get old: tombstones of rows that are written
-        all the time are never collected. Reads look back as well."""
+        all the time are never collected. Reads and deletes look back as well."""
         newest = int(self._world.timeline.now_ms / WINDOW_MS) * WINDOW_STEP
-        if kind.is_read and self._rng.random() < 0.5:
+        if (kind.is_read or kind is Kind.DELETE) and self._rng.random() < 0.5:
             return self._rng.randrange(newest + self._keys)
         return newest + self._rng.randrange(self._keys)
 

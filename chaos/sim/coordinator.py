@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from chaos.sim.node import Node
 
 OPERATION_MS = 3_000.0
-REPLICA_MS = 900.0
+REPLICA_MS = 1_900.0
+READ_REPLICA_MS = 450.0
 RETRY_MS = 100.0
 ROUNDS_MAX = 12
 HINT_TICK_MS = 500.0
@@ -326,6 +327,6 @@ class _Read:
                     told(target, reply)
                     ask(index + 1)
 
-                node.call(target, request, answered, timeout_ms=REPLICA_MS / 2)
+                node.call(target, request, answered, timeout_ms=READ_REPLICA_MS)
 
         ask(0)

@@ -23,6 +23,7 @@ LOSS_MAX = 0.2
 BRISK_MS = 55_000.0
 AGEING_MS = 90_000.0
 SLOW_DISK_MS = 150.0
+SLOW_SOURCE_MS = 2_500.0
 
 
 class Mood(enum.Enum):
@@ -59,16 +60,17 @@ class Nemesis:
             self._weather: (2, 2, 1),
             self._long_crash: (1, 1, 4),
             self._lose_disk: (2, 1, 1),
-            self._grow: (1, 4, 0),
-            self._drain: (1, 6, 0),
+            self._grow: (1, 4, 1),
+            self._drain: (1, 6, 3),
+            self._slow_source: (1, 3, 1),
             self._cut_leader: (2, 1, 1),
             self._delete_lease: (1, 1, 1),
         }
         column = list(Mood).index(self.mood)
         self._faults = [fault for fault, weights in faults.items() for _ in range(weights[column])]
+        world.transfer_delay_ms = self._rng.choice([0.0, 0.0, 200.0, 700.0])
         if self.mood is Mood.MOVING:
-            world.transfer_delay_ms = self._rng.choice([0.0, 100.0, 500.0])
-            world.leader_every_ms = self._rng.choice([700.0, 3_000.0])
+            world.leader_every_ms = self._rng.choice([250.0, 700.0, 3_000.0])
         slow_disks = self._rng.random() < 0.3
         for node in world.nodes.values():
             node.disk.sync_max_ms = SLOW_DISK_MS if slow_disks else node.disk.sync_max_ms
@@ -92,6 +94,7 @@ class Nemesis:
         self.is_running = False
         world = self._world
         world.net.heal()
+        world.slow_sources.clear()
         world.net.profile = LinkProfile(delay_min_ms=0.5, delay_max_ms=5.0)
         world.bucket.is_out = False
         world.bucket.fault_share = 0.0
@@ -217,6 +220,14 @@ class Nemesis:
         net.block(right, left)
         self._world.trace("nemesis", f"{left} and {right} are apart")
         self._world.timeline.after(self._rng.uniform(10_000, 40_000), net.heal)
+
+    def _slow_source(self) -> None:
+        """What one node sends arrives late, each message by another delay, while it hears the others in time."""
+        world = self._world
+        name = self._rng.choice(sorted(world.nodes))
+        world.slow_sources[name] = self._rng.uniform(500, SLOW_SOURCE_MS)
+        world.trace("nemesis", f"{name} is heard late")
+        world.timeline.after(self._rng.uniform(3_000, 12_000), world.slow_sources.pop, name, None)
 
     def _heal_later(self) -> None:
         def heal() -> None:

@@ -286,6 +286,7 @@ class Node(Process):
         verdict = Admission.BEHIND if state is None else admit(state, self.id, body.version)
         match verdict:
             case Admission.SERVE:
+                self.world.checkers.served(self, body.shard, body.version)
                 self.replica.serve(source, body, reply)
             case Admission.OUTDATED:
                 reply(Reply(Status.OUTDATED, map=self.map))

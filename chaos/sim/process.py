@@ -123,6 +123,9 @@ class Process:
             return
         profile, rng = self.world.net.profile, self.rng
         delay_ms = profile.delay_min_ms + rng.random() * (profile.delay_max_ms - profile.delay_min_ms)
+        late_ms = self.world.slow_sources.get(self.name)
+        if late_ms is not None:
+            delay_ms += rng.random() * late_ms
         for _ in range(RETRANSMITS):
             if rng.random() >= profile.loss:
                 break

@@ -86,6 +86,8 @@ class World:
         self.orders: dict[str, MemberState] = {}
         self.is_winding_up = False
         self.transfer_delay_ms = 0.0
+        self.slow_sources: dict[str, float] = {}
+        """Nodes whose messages to peers are late, and by how much at most."""
         self.repair_every_ms = REPAIR_MS
         self.leader_every_ms = LEADER_MS
         self.ack_trap: Callable[[], None] | None = None
@@ -150,6 +152,7 @@ class World:
             self.timeline.run_until(self.timeline.now_ms + nemesis.safety_ms)
             nemesis.stop()
             self.ack_trap = None
+            self.transfer_delay_ms = 0.0
             self.repair_every_ms = REPAIR_MS
             self.leader_every_ms = LEADER_MS
             self.orders = dict.fromkeys(self.orders, MemberState.ACTIVE)
