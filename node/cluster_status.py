@@ -76,7 +76,8 @@ def show_status(url: str | None, key: str | None, *, watch: bool, interval_s: fl
     except NoAnswerError as error:
         print(f"dakera: {error}", file=sys.stderr)
         return EXIT_NO_ANSWER
-    _console(sys.stdout).print(render(picture, url))
+    console = _console(sys.stdout)
+    console.print(render(picture, url, console.width))
     return EXIT_HEALTHY if picture.healthy else EXIT_DEGRADED
 
 
@@ -115,7 +116,7 @@ def _watch(url: str, key: str | None, interval_s: float, out: TextIO) -> int:
             while True:
                 try:
                     picture = fetch(url, key)
-                    last, last_at = render(picture, url), time.monotonic()
+                    last, last_at = render(picture, url, console.width), time.monotonic()
                     shown = last
                     outcome = EXIT_HEALTHY if picture.healthy else EXIT_DEGRADED
                 except NoAnswerError as error:
@@ -138,9 +139,10 @@ def _console(out: TextIO) -> Console:
 # -- the picture
 
 
-def render(picture: Picture, url: str) -> RenderableType:
+def render(picture: Picture, url: str, width: int) -> RenderableType:
+    """The whole picture for a terminal of ``width`` columns."""
     now_s = float(picture.status.get("timestamp", 0))
-    return Group(_head(picture, url), _nodes_table(picture, now_s), *_shards_part(picture))
+    return Group(_head(picture, url), _nodes_table(picture, now_s, width), *_shards_part(picture))
 
 
 def _head(picture: Picture, url: str) -> Text:
@@ -174,30 +176,56 @@ def _head(picture: Picture, url: str) -> Text:
     return text
 
 
-def _nodes_table(picture: Picture, now_s: float) -> Table:
+def _nodes_table(picture: Picture, now_s: float, width: int) -> Table:
+    rows = [_node_cells(row, now_s) for row in picture.nodes]
+    kept = _fitting(rows, width)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("node", "role", "state", "for", "heard", "address", "release", "up"):
-        table.add_column(name, no_wrap=True)
-    for name in ("shards", "documents", "memory", "cpu", "map"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in picture.nodes:
-        state = str(row.get("status"))
-        alive = state == "active"
-        told = f"{int(row.get('shards', 0))}", f"{row.get('vector_count', 0):,}", _bytes(row.get("memory_bytes", 0))
-        figures = [*told, f"{row.get('cpu_percent', 0):.0f} %", str(row.get("map_version") or "-")]
-        table.add_row(
-            str(row.get("node_id")),
-            str(row.get("role")),
-            Text("alive" if alive else state, style=_STYLES.get(state, "")),
-            _age(row.get("belief_age_ms", 0) / 1000) if "belief_age_ms" in row else "",
-            _heard(now_s - float(row.get("last_heartbeat", now_s))),
-            str(row.get("address")),
-            str(row.get("version")),
-            _age(row.get("uptime_seconds", 0)) if alive else "-",
-            # What a member that is gone said last is not what it holds now.
-            *(figures if alive else [f"({figure})" for figure in figures]),
-        )
+    for name in kept:
+        table.add_column(name, no_wrap=True, justify="right" if name in _FIGURES else "left")
+    for cells in rows:
+        table.add_row(*(cells[name] for name in kept))
     return table
+
+
+_FIGURES = ("shards", "documents", "memory", "cpu", "map")
+_LEAST_WANTED = ("release", "map", "cpu", "memory", "up", "address", "documents", "shards")
+"""What goes first when the terminal is narrow; the others stay."""
+
+
+def _fitting(rows: list[dict[str, Text]], width: int) -> list[str]:
+    """Columns that fit side by side: a name that is cut off helps nobody."""
+    names = list(rows[0]) if rows else []
+    needed = {name: max(len(name), *(len(cells[name]) for cells in rows)) + 2 for name in names}
+    for name in _LEAST_WANTED:
+        if sum(needed.values()) - 2 <= width:
+            break
+        needed.pop(name, None)
+    return list(needed)
+
+
+def _node_cells(row: Mapping[str, Any], now_s: float) -> dict[str, Text]:
+    """Column name -> cell, in the order of the columns."""
+    state = str(row.get("status"))
+    alive = state == "active"
+    figures = {
+        "shards": f"{int(row.get('shards', 0))}",
+        "documents": f"{row.get('vector_count', 0):,}",
+        "memory": _bytes(row.get("memory_bytes", 0)),
+        "cpu": f"{row.get('cpu_percent', 0):.0f} %",
+        "map": str(row.get("map_version") or "-"),
+    }
+    return {
+        "node": Text(str(row.get("node_id"))),
+        "role": Text(str(row.get("role"))),
+        "state": Text("alive" if alive else state, style=_STYLES.get(state, "")),
+        "for": Text(_age(row["belief_age_ms"] / 1000) if "belief_age_ms" in row else ""),
+        "heard": Text(_heard(now_s - float(row.get("last_heartbeat", now_s)))),
+        "address": Text(str(row.get("address"))),
+        "release": Text(str(row.get("version"))),
+        "up": Text(_age(row.get("uptime_seconds", 0)) if alive else "-"),
+        # What a member that is gone said last is not what it holds now.
+        **{name: Text(figure if alive else f"({figure})") for name, figure in figures.items()},
+    }
 
 
 def _shards_part(picture: Picture) -> list[RenderableType]:

@@ -230,6 +230,7 @@ class Leadership:
     def _feed(self, event: le.Event) -> None:
         for effect in self._lease.handle(event, _now_ms()):
             self._carry_out(effect)
+        self._note_holder()
 
     def _carry_out(self, effect: le.Effect) -> None:
         match effect:

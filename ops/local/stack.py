@@ -7,9 +7,11 @@ one of its nodes again exactly as it was, and stops all of it. Called by `make u
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -250,11 +252,11 @@ class Stack:
 
     def _wait_for_nodes(self) -> None:
         for name in self.node_names:
-            self._until(name, lambda name=name: None if (said := self.ready(name)).ok else said.text)
+            self._until(name, functools.partial(self.unready, name))
 
     def _wait_for_cluster(self) -> None:
         for name in self.node_names:
-            self._until(name, lambda name=name: self.unsettled(name))
+            self._until(name, functools.partial(self.unsettled, name))
 
     def _wait_for_balancer(self) -> None:
         """Every node answers through the balancer: what it says of itself is not enough, it says `UP` before it knows."""
@@ -269,6 +271,11 @@ class Stack:
             return f"no answer of {', '.join(absent)} through the balancer: {answer.text[:200]}" if absent else None
 
         self._until("traefik", missing)
+
+    def unready(self, name: str) -> str | None:
+        """Why this node does not take requests yet; None when it does."""
+        answer = self.ready(name)
+        return None if answer.ok else answer.text
 
     def unsettled(self, name: str) -> str | None:
         """Why this node does not see the whole cluster at work yet; None when it does."""
@@ -305,8 +312,6 @@ def _key(given: Mapping[str, str]) -> str | None:
 
 
 def _listens(port: int) -> bool:
-    import socket
-
     with socket.socket() as probe:
         probe.settimeout(0.5)
         return probe.connect_ex((HOST, port)) == 0
