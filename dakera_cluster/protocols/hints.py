@@ -8,9 +8,11 @@ truth, and never votes.
 Hints must die well before tombstones may be collected (``max_age_ms`` below the grace, see `tombstones`): an old put that is
 delivered after its delete was forgotten would bring the dead back. The receiver checks that again with its own clock.
 
-Duties of the caller: carry out effects in order, with one fsync before the write's answer is given; answer every Deliver with
-`delivered`, `rejected` or `delivery_failed`; call `peer_up` and `peer_down` as membership tells; feed `tick` when
-`next_deadline_ms` has come; at boot `recover` what the disk holds. Called by ``cluster.replicator`` and ``cluster.repair``.
+Duties of the caller: carry out effects in order, Store with the next group commit (the write's answer need not wait for it: a
+hint lost in a crash is found by the periodic repair); answer every Deliver with `delivered`, `rejected` or `delivery_failed`;
+call `peer_up` and `peer_down` as membership tells; feed `tick` when `next_deadline_ms` has come; at boot `recover` what the
+disk holds; have a marked replica repaired in full, and only a session that began after the mark counts for `repaired`. Called
+by ``cluster.replicator`` and ``cluster.repair``.
 """
 
 from __future__ import annotations

@@ -1,16 +1,27 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dakera_cluster.model.ids import NodeId, ShardId
-from dakera_cluster.model.shardmap import ShardState, majority
+from dakera_cluster.model.shardmap import MemberState, ShardState, majority
+from dakera_cluster.protocols.rebalance import (
+    LiveNode,
+    ReadyReport,
+    RebalanceConfig,
+    Situation,
+    birth,
+    plan,
+    set_member_state,
+)
 from dakera_cluster.protocols.transfer import (
     AcceptLoss,
     Duty,
+    Effect,
     FetchSnapshot,
     Holding,
     MapChanged,
@@ -36,6 +47,7 @@ from dakera_cluster.protocols.transfer import (
 
 A, B, C, D, E = (NodeId(name) for name in "abcde")
 S = ShardId(4)
+TRANSCRIPTS = Path(__file__).parent.parent / "transcripts"
 CONFIG = TransferConfig(retry_ms=10, report_ms=50)
 STABLE = ShardState(7, (A, B, C))
 MOVE = ShardState(8, (A, B, C), (D,), (C,))
@@ -263,3 +275,81 @@ def test_ready_comes_only_after_the_wipe_a_whole_stream_and_two_good_sessions_si
             effects = transfer.handle(event, now)
     if disk is not None and disk.stage is Stage.READY:
         assert len(sessions) >= 2
+
+
+def test_a_shard_moves_as_in_the_golden_story() -> None:
+    """Leader and joining node together: plan, adopt, transfer through a failing source and a crash, report, finalise."""
+    lines: list[str] = []
+    live = {node: LiveNode(disk=1) for node in (A, B, C)}
+    shardmap = birth("c", 1, live, 1, 3)
+    live[D] = LiveNode(disk=1)
+    shardmap = set_member_state(shardmap, 1, C, MemberState.DRAINING)
+    ready: set[ReadyReport] = set()
+    config = RebalanceConfig()
+
+    def lead(epoch: int) -> None:
+        nonlocal shardmap
+        found = plan(shardmap, epoch, Situation(live, {}, ready), config)
+        if found.next_map is None:
+            lines.append(f"leader {epoch}: nothing to do")
+            return
+        shardmap = found.next_map
+        state = shardmap.shards[0]
+        steps = ",".join(step.value for step in found.steps.values()) or "stamped"
+        joint = f" joining={','.join(state.joining) or '-'} leaving={','.join(state.leaving) or '-'}"
+        lines.append(f"leader {epoch}: {steps} v{state.version} replicas={','.join(sorted(state.replicas))}{joint}")
+
+    disk: Holding | None = None
+
+    def tell(effects: list[Effect]) -> None:
+        nonlocal disk
+        for effect in effects:
+            match effect:
+                case Persist(holding):
+                    disk = holding
+                    lines.append(f"  d: persist {holding.stage.name} cursor={holding.cursor.decode() or '-'}")
+                case Wipe():
+                    lines.append("  d: wipe")
+                case FetchSnapshot(_, source, cursor):
+                    lines.append(f"  d: fetch after {cursor.decode() or '-'} from {source}")
+                case Repair(_, source, version):
+                    lines.append(f"  d: repair with {source} under v{version}")
+                case ReportReady(_, version):
+                    ready.add(ReadyReport(ShardId(0), version, D))
+                    lines.append(f"  d: ready under v{version}")
+
+    def begin(now: float) -> Transfer:
+        state = shardmap.shards[0]
+        lines.append(f"  d: {duty(disk, state, D, same_disk=True).value}")
+        moving = Transfer(ShardId(0), state, D, Mode.JOIN, config=CONFIG, holding=disk)
+        tell(moving.start(now))
+        return moving
+
+    lead(1)
+    lead(1)
+    moving = begin(0)
+    source = shardmap.shards[0].replicas
+    for at, event in enumerate([Wiped(), SnapshotChunk(source[0], b"k50"), SourceFailed(source[0])], start=1):
+        tell(moving.handle(event, at))
+    lines.append("  d: crash; the leader dies as well")
+    moving = begin(100)
+    lead(2)
+    for at, event in enumerate(
+        [
+            SnapshotChunk(source[0], None),
+            RepairDone(source[0], 1),
+            Tick(),
+            RepairDone(source[1], 2),
+            SourceFailed(source[0]),
+            Tick(),
+            RepairDone(source[2], 2),
+        ],
+        start=1,
+    ):
+        tell(moving.handle(event, 100 + 20 * at))
+    lead(2)
+    lead(2)
+    lines.append(
+        f"  c: {duty(Holding(ShardId(0), 1, Mode.JOIN, Stage.READY), shardmap.shards[0], C, same_disk=True).value}"
+    )
+    assert "\n".join(lines) + "\n" == (TRANSCRIPTS / "shard_move.txt").read_text()
