@@ -1,4 +1,4 @@
-"""L1.5: a cache and counters in Redis, shared by the nodes and never needed.
+"""L1.5: a cache, and small atomic scripts, in Redis, shared by the nodes and never needed.
 
 Redis may be slow, full, empty, restarted or gone at any moment, and the caller does not notice more than a miss: every
 command has a deadline, nothing it raises passes through, and after a few failures in a row a circuit breaker stops asking
@@ -8,7 +8,7 @@ for a while::
                                     ^--------------------'  it fails: the pause doubles
 
 Keys carry a prefix of the cluster, so that two clusters on one Redis do not read each other's bytes.
-Called by the tiers, by the API's rate limits and by the fan-out of events.
+Called by the cache of embeddings, by the API's rate limits and by the fan-out of events.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import TypeVar, cast
 
 import msgspec
 import redis.asyncio
+from redis.commands.core import AsyncScript
 from redis.exceptions import RedisError
 
 T = TypeVar("T")
@@ -42,6 +43,7 @@ class RedisSettings(msgspec.Struct, frozen=True, kw_only=True):
     """In a row, before the circuit opens."""
     pause_ms: int = 1_000
     longest_pause_ms: int = 30_000
+    probe_interval_ms: int = 1_000
     ttl_s: int = 3_600
     """Of an entry that is put without one."""
     largest_value_bytes: int = 1 << 20
@@ -60,7 +62,7 @@ class RedisStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RedisCache:
-    """Shared cache and counters in Redis. No method raises because of Redis; see the module docstring."""
+    """Shared cache and scripts in Redis. No method raises because of Redis; see the module docstring."""
 
     def __init__(self, url: str, prefix: str, settings: RedisSettings | None = None) -> None:
         """``url`` is redis://, rediss:// or unix://; connects when first used. Raises ValueError for another URL."""
@@ -82,8 +84,28 @@ class RedisCache:
         self._pause_s = self.settings.pause_ms / 1e3
         self._closed_until = 0.0
         self._circuit = Circuit.CLOSED
+        self._scripts: dict[str, AsyncScript] = {}
+        self._prober: asyncio.Task[None] | None = None
         self._hits = self._misses = self._failures = self._skipped = 0
         self._last_failure: str | None = None
+
+    def start(self) -> None:
+        """Ask after Redis every ``probe_interval_ms``, so that health is known, and a return noticed, without traffic."""
+        self._prober = asyncio.create_task(self._keep_probing(), name="redis-probe")
+
+    async def _keep_probing(self) -> None:
+        while True:
+            await self.probe()
+            await asyncio.sleep(self.settings.probe_interval_ms / 1e3)
+
+    async def probe(self) -> bool:
+        """Whether Redis answers now; False also while the circuit is open."""
+        return await self._ask(lambda: self._client.ping()) is not None
+
+    @property
+    def healthy(self) -> bool:
+        """Whether commands are sent, as the last of them went."""
+        return self._circuit is Circuit.CLOSED and self._failures_in_row == 0
 
     async def get(self, key: bytes) -> bytes | None:
         """The value, or None: not there, too late or no Redis."""
@@ -124,16 +146,16 @@ class RedisCache:
         """Forget ``keys``; False when Redis could not be told, in which case they live until their time is over."""
         return not keys or await self._ask(lambda: self._client.delete(*(self._prefix + k for k in keys))) is not None
 
-    async def add(self, key: bytes, amount: int, *, ttl_s: int) -> int | None:
-        """Add to a counter that ends ``ttl_s`` seconds after its first use; its new value, or None without Redis."""
+    async def run(self, script: str, keys: Sequence[bytes], arguments: Sequence[bytes | int]) -> list[int] | None:
+        """Run a Lua script that answers a list of integers, as one atomic step; None without Redis.
 
-        async def add() -> int:
-            async with self._client.pipeline(transaction=True) as pipe:
-                pipe.set(self._prefix + key, 0, ex=ttl_s, nx=True)
-                pipe.incrby(self._prefix + key, amount)
-                return int((await pipe.execute())[1])
-
-        return await self._ask(add)
+        It goes by its digest; a Redis that does not know it (restarted since) is sent the text, within the same deadline.
+        """
+        known = self._scripts.get(script)
+        if known is None:
+            known = self._scripts[script] = self._client.register_script(script)
+        prefixed = [self._prefix + key for key in keys]
+        return await self._ask(lambda: cast("Awaitable[list[int]]", known(keys=prefixed, args=list(arguments))))
 
     async def publish(self, channel: str, message: bytes) -> bool:
         """Send to whoever listens now; False without Redis."""
@@ -151,6 +173,9 @@ class RedisCache:
 
     async def close(self) -> None:
         """Close the connections. Never raises."""
+        if self._prober is not None:
+            self._prober.cancel()
+            await asyncio.wait([self._prober])
         try:
             await asyncio.wait_for(self._client.aclose(), 1.0)
         except (RedisError, OSError, TimeoutError) as error:

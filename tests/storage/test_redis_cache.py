@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Iterator
 
+import msgspec
 import pytest
 
 from dakera_cluster.storage.redis_cache import Circuit, RedisCache, RedisSettings
@@ -53,12 +54,38 @@ async def test_entries_end(cache: RedisCache) -> None:
     assert 7 < await cache._client.ttl(b"cluster-1:default") <= QUICK.ttl_s
 
 
-async def test_counters_add_up_over_clients_and_end(server: RedisServer, cache: RedisCache) -> None:
+ADD = "local n = redis.call('INCRBY', KEYS[1], ARGV[1]) return {n}"
+
+
+async def test_scripts_are_one_step_for_all_clients_and_survive_a_restart(
+    server: RedisServer, cache: RedisCache
+) -> None:
     mate = RedisCache(server.url, "cluster-1", QUICK)
-    totals = await asyncio.gather(*(one.add(b"n", 2, ttl_s=60) for one in [cache, mate] * 5))
-    assert sorted(total for total in totals if total) == list(range(2, 21, 2))
-    assert 0 < await cache._client.ttl(b"cluster-1:n") <= 60
+    totals = await asyncio.gather(*(one.run(ADD, [b"n"], [2]) for one in [cache, mate] * 5))
+    assert sorted(total[0] for total in totals if total) == list(range(2, 21, 2))
+    server.stop()
+    server.start()
+    await until(lambda: mate.probe())
+    assert await mate.run(ADD, [b"n"], [2]) == [2], "a Redis that has forgotten the script is sent it again"
     await mate.close()
+
+
+async def test_a_prober_notices_without_traffic_that_redis_went_and_came_back(server: RedisServer) -> None:
+    cache = RedisCache(server.url, "c", msgspec.structs.replace(QUICK, probe_interval_ms=10))
+    cache.start()
+
+    async def well() -> bool:
+        return cache.healthy
+
+    async def ill() -> bool:
+        return not cache.healthy
+
+    await until(well)
+    server.stop()
+    await until(ill)
+    server.start()
+    await until(well)
+    await cache.close()
 
 
 async def test_too_large_a_value_is_not_put(server: RedisServer) -> None:
@@ -83,7 +110,7 @@ async def test_a_server_that_goes_and_comes_back_is_used_again(server: RedisServ
         assert await cache.get(b"k") is None
     assert cache.stats().circuit is Circuit.OPEN and cache.stats().last_failure
     failures = cache.stats().failures
-    assert not await cache.put(b"k", b"v") and await cache.add(b"n", 1, ttl_s=5) is None
+    assert not await cache.put(b"k", b"v") and await cache.run(ADD, [b"n"], [1]) is None
     assert not await cache.delete([b"k"]) and not await cache.publish("c", b"m")
     assert cache.stats().failures == failures and cache.stats().skipped == 4, "an open circuit asks nobody"
     server.start()
@@ -165,5 +192,5 @@ async def test_a_server_that_speaks_nonsense_is_a_miss() -> None:
 
 async def test_a_wrong_type_at_the_key_is_a_miss(cache: RedisCache) -> None:
     await cache._client.rpush(b"cluster-1:n", b"a list")
-    assert await cache.add(b"n", 1, ttl_s=5) is None
+    assert await cache.run(ADD, [b"n"], [1]) is None
     assert cache.stats().failures == 1
