@@ -132,7 +132,7 @@ class Load:
             self._note(due, "recall", problem)
             return
         memory = self._next()
-        body = {"agent_id": memory.agent, "id": memory.id, "content": memory.content}
+        body: dict[str, object] = {"agent_id": memory.agent, "id": memory.id, "content": memory.content}
         problem, _ = await self._post(session, "/v1/memory/store", body, {"Idempotency-Key": memory.id})
         if not problem:
             self.acknowledged.append(memory)

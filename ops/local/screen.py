@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ops.local.failover import Member, Scene, Show
-from ops.local.load import percentile
+from ops.local.load import RECENT_S, percentile
 
 SHOWN_EVENTS = 12
 LINE_EVERY_S = 1.0
@@ -47,6 +47,8 @@ def _line(scene: Scene) -> str:
     load = scene.load
     latencies = sorted(done.latency_ms for done in load.recent())
     members = " ".join(f"{member.name}:{_state(member)}" for member in scene.members)
+    if load.stop.is_set():
+        return f"{scene.phase}: {scene.verified} of {len(load.acknowledged)}"
     return (
         f"{load.ok} ok, {load.failed} failed, {scene.retries} repeated by the balancer, "
         f"p50 {percentile(latencies, 0.5):.0f} ms, p99 {percentile(latencies, 0.99):.0f} ms, "
@@ -71,13 +73,14 @@ def _requests(scene: Scene) -> Table:
         f"in flight {load.in_flight}",
         f"memories acknowledged {len(load.acknowledged)}",
     )
-    table.add_row(
-        "last 5 s:",
-        f"p50 {percentile(latencies, 0.5):.0f} ms",
-        f"p99 {percentile(latencies, 0.99):.0f} ms",
-        f"worst {latencies[-1] if latencies else 0:.0f} ms",
-        f"recalled again {scene.verified}" if scene.verified else "",
-    )
+    if latencies:
+        table.add_row(
+            f"last {RECENT_S:.0f} s:",
+            f"p50 {percentile(latencies, 0.5):.0f} ms",
+            f"p99 {percentile(latencies, 0.99):.0f} ms",
+            f"worst {latencies[-1]:.0f} ms",
+            f"recalled again {scene.verified}" if scene.verified else "",
+        )
     return table
 
 
