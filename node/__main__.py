@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     models = commands.add_parser("models", help="models that run on the node")
     actions = models.add_subparsers(dest="action", metavar="ACTION", required=True)
     pull = actions.add_parser("pull", help="install a model into the cache, if it is not there")
-    pull.add_argument("name", help="minilm, bge-small, e5-small, bge-large, or a directory")
+    pull.add_argument("name", help="minilm, bge-small, e5-small, bge-large, bge-reranker-base, or a directory")
     pull.add_argument("--from", dest="source", type=Path, metavar="DIR", help="take the files from here, fetch nothing")
     cluster = commands.add_parser("cluster", help="the cluster as one of its nodes sees it")
     views = cluster.add_subparsers(dest="action", metavar="ACTION", required=True)

@@ -69,7 +69,7 @@ from dakera_cluster.model.config.storage import StorageKind
 from dakera_cluster.model.config.values import Secret
 from dakera_cluster.model.errors import DakeraError
 from dakera_cluster.model.hlc import HybridClock
-from dakera_cluster.model.ids import node_tag
+from dakera_cluster.model.ids import NodeId, node_tag
 from dakera_cluster.protocols.hints import HintsConfig
 from dakera_cluster.protocols.lease_events import LeaseConfig
 from dakera_cluster.protocols.members import Address
@@ -252,9 +252,7 @@ async def start_node(settings: Settings, stack: contextlib.AsyncExitStack, stop:
         replication.start()
         rescue = replication.rescue
         status.add_check("restore", lambda: (not rescue.waiting, f"{rescue.waiting} shards are being restored"))
-        status.add_check(
-            "map", lambda: (maps.current is not None, "no shard map yet" if maps.current is None else None)
-        )
+        status.add_check("map", partial(_map_check, maps, holdings, identity.node))
     services = await _services(identity.node, core, notes, status, objects, portrait, stack)
     app = make_app(services, _api_settings(settings), request_shutdown=stop.set)
     server = ApiServer(app)
@@ -356,6 +354,13 @@ def _peer_tls(settings: Settings) -> tuple[ssl.SSLContext, ssl.SSLContext] | Non
 def _key_bytes(secret: Secret) -> bytes:
     text = secret.reveal()
     return bytes.fromhex(text) if len(text) == 64 else base64.b64decode(text)
+
+
+def _map_check(maps: Maps, holdings: Holdings, node: NodeId) -> tuple[bool, str | None]:
+    if maps.current is None:
+        return False, "no shard map yet: waiting for a leader"
+    waiting = holdings.unknown(maps.current.holds(node))
+    return waiting == 0, f"{waiting} shards are being taken over" if waiting else None
 
 
 def _register_portrait(server: PeerServer, portrait: Portrait) -> None:

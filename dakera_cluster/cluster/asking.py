@@ -95,7 +95,7 @@ class Asker:
         raise ServiceUnavailableError(f"shard {shard} is moving: its map kept changing")
 
     async def first(self, nodes: Sequence[NodeId], request: ops.Request) -> ops.Answer:
-        """The first good answer, asking one node after the other. Raises the last node's error."""
+        """The first good answer, asking one node after the other. Raises the best node's error when none gives one."""
         if len(nodes) == 1:
             return await self._transport.call(nodes[0], request)
         waiting: dict[asyncio.Task[ops.Answer], NodeId] = {}
@@ -119,7 +119,7 @@ class Asker:
         finally:
             for task in waiting:
                 task.cancel()
-        raise errors[-1]
+        raise errors[0]
 
     def _harvest(
         self,

@@ -7,6 +7,8 @@ and answer?) and by the mover (what is left to do?).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
 from dakera_cluster.model.ids import NodeId, ShardId
@@ -39,6 +41,10 @@ class Holdings:
     def shards(self) -> list[ShardId]:
         """Shards of which this node has a record."""
         return sorted(self._records)
+
+    def unknown(self, held: Iterable[ShardId]) -> int:
+        """How many of these shards have no record yet: what this node is to them is still being noted."""
+        return sum(shard not in self._records for shard in held)
 
     async def put(self, *records: Holding) -> None:
         """Make records durable; they count when this returns."""
