@@ -16,6 +16,7 @@ import signal
 import ssl
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 from dakera_cluster.api.server import ApiServer, make_app
