@@ -33,6 +33,7 @@ from dakera_cluster.api.limits import RateLimiter, Taken
 FLUSH_INTERVAL_S = 0.05
 SHORTEST_INTERVAL_S = 0.01
 """Between two flushes, however urgent: bounds what telling costs a node to 100 commands a second."""
+CLOSE_TIMEOUT_S = 1.0
 CALLERS_PER_FLUSH = 500
 KEY_PREFIX = b"limit:"
 CHARGE = """
@@ -91,8 +92,7 @@ class SharedLimits:
     async def close(self) -> None:
         if self._flusher is not None:
             self._flusher.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._flusher
+            await asyncio.wait([self._flusher], timeout=CLOSE_TIMEOUT_S)
 
     def stats(self) -> SharedLimitStats:
         return SharedLimitStats(self._told, self._lost)

@@ -25,6 +25,8 @@ from redis.exceptions import RedisError
 
 T = TypeVar("T")
 
+CLOSE_TIMEOUT_S = 1.0
+
 
 class Circuit(Enum):
     """State of the breaker; see the module docstring."""
@@ -175,9 +177,9 @@ class RedisCache:
         """Close the connections. Never raises."""
         if self._prober is not None:
             self._prober.cancel()
-            await asyncio.wait([self._prober])
+            await asyncio.wait([self._prober], timeout=CLOSE_TIMEOUT_S)
         try:
-            await asyncio.wait_for(self._client.aclose(), 1.0)
+            await asyncio.wait_for(self._client.aclose(), CLOSE_TIMEOUT_S)
         except (RedisError, OSError, TimeoutError) as error:
             self._last_failure = str(error)
 
