@@ -92,13 +92,13 @@ class FullTextIndex:
 
     def add(self, slot: int, text: str) -> None:
         """Index ``text`` at ``slot``, replacing what was there."""
-        found = terms(text)
-        self._postings.add(slot, Counter(found), len(found))
+        self.add_many([slot], [text])
 
     def add_many(self, slots: Iterable[int], texts: Iterable[str]) -> None:
-        """``add`` for every pair."""
-        for slot, text in zip(slots, texts, strict=True):
-            self.add(int(slot), text)
+        """``add`` for every pair; of two at one slot the later stays."""
+        found = {int(slot): terms(text) for slot, text in zip(slots, texts, strict=True)}
+        counts = [Counter(words) for words in found.values()]
+        self._postings.add_many(list(found), counts, [len(words) for words in found.values()])
 
     def remove(self, slot: int) -> bool:
         """Forget ``slot``; False when it holds nothing."""

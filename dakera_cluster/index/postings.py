@@ -12,14 +12,14 @@ through it, by retrieval); the owner's lock covers every call. ``Compaction.run`
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 import numpy as np
 
 from dakera_cluster.index import dump
 from dakera_cluster.index.arrays import grown
-from dakera_cluster.index.segment import MAX_FREQUENCY, Segment, hash_of, hashes_of, merged, sealed
+from dakera_cluster.index.segment import MAX_FREQUENCY, Segment, hashes_of, merged, sealed
 from dakera_cluster.model.errors import CorruptionError
 
 ABSENT, TAIL, FIRST_SEGMENT = 0, 1, 2
@@ -27,6 +27,8 @@ MAX_SEGMENTS = 48
 """Segments a search may have to look into; writing merges before there are more. Far below the 254 that _home can name."""
 FANOUT = 4
 """Neighbouring segments of a like size that are merged: each document is rewritten about log4(documents / 64) times."""
+DOCUMENTS_AT_ONCE = 64
+"""Documents appended together: past this many nothing is gained, and the tail must not outgrow its limit by far."""
 MIN_TAIL_POSTINGS = 1_024
 MAX_TAIL_POSTINGS = 32_768
 TAIL_SHARE = 32
@@ -109,26 +111,39 @@ class Postings:
 
     def add(self, slot: int, counts: Mapping[str, int], length: int) -> None:
         """Index a document of ``length`` terms with ``counts`` of each; a present slot is replaced."""
-        if slot in self:
-            self.remove(slot)
-        self._home = grown(self._home, slot + 1, ABSENT)
-        self.lengths = grown(self.lengths, slot + 1, 0)
-        first, last = self._tail_size, self._tail_size + len(counts)
+        self.add_many([slot], [counts], [length])
+
+    def add_many(self, slots: Sequence[int], counts: Sequence[Mapping[str, int]], lengths: Sequence[int]) -> None:
+        """``add`` for documents at distinct slots, at a third of the time for each."""
+        for start in range(0, len(slots), DOCUMENTS_AT_ONCE):
+            part = slice(start, start + DOCUMENTS_AT_ONCE)
+            self._append(slots[part], counts[part], lengths[part])
+
+    def _append(self, slots: Sequence[int], counts: Sequence[Mapping[str, int]], lengths: Sequence[int]) -> None:
+        for slot in slots:
+            if slot in self:
+                self.remove(slot)
+        highest = max(slots) + 1
+        self._home = grown(self._home, highest, ABSENT)
+        self.lengths = grown(self.lengths, highest, 0)
+        terms = [term for each in counts for term in each]
+        first, last = self._tail_size, self._tail_size + len(terms)
         if last > len(self._tail_keys):
             self._tail_keys = grown(self._tail_keys, last)
             self._tail_slots = grown(self._tail_slots, last)
             self._tail_frequencies = grown(self._tail_frequencies, last)
-        if counts:
-            self._tail_keys[first:last] = np.fromiter(map(hash_of, counts), dtype=np.uint64, count=len(counts))
-            self._tail_slots[first:last] = slot
-            self._tail_frequencies[first:last] = [min(count, MAX_FREQUENCY) for count in counts.values()]
-            self._tail_names += " ".join(counts).encode() + b" "
+        if terms:
+            self._tail_keys[first:last] = hashes_of(terms)
+            self._tail_slots[first:last] = np.repeat(slots, [len(each) for each in counts])
+            frequencies = [count for each in counts for count in each.values()]
+            self._tail_frequencies[first:last] = np.minimum(frequencies, MAX_FREQUENCY)
+            self._tail_names += " ".join(terms).encode() + b" "
         self._tail_size = last
-        self._home[slot] = TAIL
-        self.lengths[slot] = length
-        self.documents += 1
-        self.total_length += length
-        if last >= self._tail_limit():
+        self._home[slots] = TAIL
+        self.lengths[slots] = lengths
+        self.documents += len(slots)
+        self.total_length += sum(lengths)
+        if last >= MIN_TAIL_POSTINGS and last >= self._tail_limit():
             self.seal()
 
     def remove(self, slot: int) -> bool:

@@ -19,14 +19,9 @@ MAX_FREQUENCY = 65_535
 """Term frequencies saturate here; BM25 has long since stopped telling them apart."""
 
 
-def hash_of(term: str) -> int:
-    """The key of a term: stable across processes and platforms, so dumps can be moved between replicas."""
-    return xxhash.xxh3_64_intdigest(term)
-
-
 def hashes_of(terms: Sequence[str]) -> np.ndarray:
-    """uint64[n] keys of ``terms``."""
-    return np.fromiter(map(hash_of, terms), dtype=np.uint64, count=len(terms))
+    """uint64[n] keys of ``terms``: stable across processes and platforms, so dumps can be moved between replicas."""
+    return np.fromiter(map(xxhash.xxh3_64_intdigest, terms), dtype=np.uint64, count=len(terms))
 
 
 class Segment:

@@ -70,8 +70,9 @@ class Attributes:
         """Make room for slots below ``size``."""
         if size <= self.size:
             return
-        for name, (_, fill) in _NUMBERS.items():
-            setattr(self, name, grown(getattr(self, name), size, fill))
+        if size > len(self.alive):
+            for name, (_, fill) in _NUMBERS.items():
+                setattr(self, name, grown(getattr(self, name), size, fill))
         self.size = size
 
     def set(self, slot: int, fields: dict[str, Any]) -> None:

@@ -30,6 +30,7 @@ from dakera_cluster.shard.view import NamespaceView
 from dakera_cluster.shard.views import DEFAULT_VIEW_BYTES, SettingsOf, Views
 from dakera_cluster.storage.batches import WriteBatch
 from dakera_cluster.storage.rows import RowStore
+from dakera_cluster.storage.snapshots import Staged
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class Host:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._housekeeper
         for shard, namespace in self.views.changed():
-            await self._lanes.run(namespace, partial(self.views.snapshot, shard, namespace), must=True)
+            await self._snapshot(namespace, partial(self.views.snapshot, shard, namespace))
         self._lanes.close()
 
     def replica(self, shard: int) -> Replica:
@@ -191,6 +192,11 @@ class Host:
             known=counts.created_ms > 0,
         )
 
+    async def _snapshot(self, namespace: str, stage: Callable[[], Staged | None]) -> None:
+        staged = await self._lanes.run(namespace, stage, must=True)
+        if staged is not None:
+            await asyncio.to_thread(self.views.publish, staged)
+
     async def _housekeep(self) -> None:
         while True:
             await asyncio.sleep(HOUSEKEEPING_INTERVAL_S)
@@ -202,9 +208,9 @@ class Host:
 
     async def _housekeep_once(self) -> None:
         for shard, namespace in self.views.over_limit():
-            await self._lanes.run(namespace, partial(self.views.evict, shard, namespace))
+            await self._snapshot(namespace, partial(self.views.evict, shard, namespace))
         for shard, namespace in self.views.due_for_snapshot():
-            await self._lanes.run(namespace, partial(self.views.snapshot, shard, namespace))
+            await self._snapshot(namespace, partial(self.views.snapshot, shard, namespace))
         for shard, namespace in self.views.unsettled():
             for _ in range(MAINTENANCE_STEPS_PER_ROUND):
                 if not await self._lanes.run(namespace, partial(self.views.maintain, shard, namespace)):

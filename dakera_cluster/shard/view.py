@@ -25,6 +25,7 @@ from dakera_cluster.shard.attributes import Attributes
 from dakera_cluster.shard.ops import Where
 from dakera_cluster.shard.records import record_of, vector_of
 from dakera_cluster.shard.replica import Change
+from dakera_cluster.storage import snapshots
 
 DEAD_BEFORE_REBUILD = 1_000
 DEAD_SHARE_BEFORE_REBUILD = 0.5
@@ -121,7 +122,8 @@ class NamespaceView:
             self.attributes.set(slot, fields)
             self.attributes.sequence[slot] = sequence
             self.evidence.put(slot, row_id, fields)
-            self._columns.set(slot, record_of(self.namespace, row_id, fields))
+            if self._columns.fields:
+                self._columns.set(slot, record_of(self.namespace, row_id, fields))
             text = fields.get(Field.TEXT)
             if text:
                 texts.append((slot, text))
@@ -237,20 +239,21 @@ class NamespaceView:
         views = self.text.memory_bytes + self.evidence.memory_bytes
         return int(vectors + views + self.attributes.memory_bytes + self._columns.memory_bytes + ids)
 
-    def dump(self) -> tuple[dict[str, Any], dict[str, bytes]]:
-        """(meta, sections) of a snapshot; `load` turns them back into a view."""
+    def dump(self) -> tuple[dict[str, Any], dict[str, snapshots.Parts]]:
+        """(meta, sections) of a snapshot; `load` turns them back into a view. The sections refer to the view's own arrays:
+        they must be written before it changes."""
         numbers, strings = self.attributes.dump()
         dead = [slot for slot, row_id in enumerate(self.ids) if self.slots.get(row_id) != slot]
-        sections = {
+        sections: dict[str, snapshots.Parts] = {
             "ids": msgspec.msgpack.encode(self.ids),
             "dead": msgspec.msgpack.encode(dead),
             "strings": strings,
-            "text": self.text.dump(),
-            "evidence": self.evidence.dump(),
-            **{f"column.{name}": values.tobytes() for name, values in numbers.items()},
+            "text": self.text.dump_parts(),
+            "evidence": self.evidence.dump_parts(),
+            **{f"column.{name}": values.data.cast("B") for name, values in numbers.items()},
         }
         if self.vectors is not None:
-            sections["vectors"] = self.vectors.dump()
+            sections["vectors"] = self.vectors.dump_parts()
         dtypes = {name: values.dtype.str for name, values in numbers.items()}
         meta = {
             "namespace": self.namespace,
@@ -279,7 +282,8 @@ class NamespaceView:
             name: np.frombuffer(sections[f"column.{name}"], dtype=dtype) for name, dtype in meta["dtypes"].items()
         }
         self.attributes = Attributes.load(numbers, sections["strings"])
-        self.text = FullTextIndex.load(sections["text"], settings.bm25_k1, settings.bm25_b, self._text_of)
+        # A copy of the only section whose arrays are kept as they lie: one view of it would keep the whole file mapped.
+        self.text = FullTextIndex.load(bytes(sections["text"]), settings.bm25_k1, settings.bm25_b, self._text_of)
         self.evidence = Evidence.load(sections["evidence"])
         if "vectors" in sections:
             self.vectors = VectorIndex.load(sections["vectors"], settings.flat_threshold)

@@ -19,7 +19,7 @@ import mmap
 import os
 import secrets
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,6 +35,8 @@ ALIGNMENT = 64
 TEMPORARY_SUFFIX = ".writing"
 
 Buffer = bytes | bytearray | memoryview
+Parts = Buffer | Sequence[Buffer]
+"""A section, whole or in parts that are written one after the other."""
 
 
 class _Section(msgspec.Struct, frozen=True, array_like=True):
@@ -86,27 +88,58 @@ class Sections(Mapping[str, memoryview]):
                 self._mapped.close()
 
 
-def write(path: Path | str, sections: Mapping[str, Buffer], meta: dict[str, Any]) -> int:
-    """Write a snapshot so that ``path`` holds either this one or what it held before; returns its size in bytes.
+class Staged:
+    """A snapshot that is written beside its place and not there yet: ``publish`` it, or ``discard`` it."""
 
-    ``meta`` is any msgpack-able dict. Raises StorageError when the disk refuses. Blocking: call it in a worker thread.
+    def __init__(self, path: Path, temporary: Path, size_bytes: int) -> None:
+        self.size_bytes = size_bytes
+        self._path = path
+        self._temporary = temporary
+
+    def publish(self) -> None:
+        """Make it durable and put it in place of what was there. Raises StorageError when the disk refuses. Blocking: an
+        fsync of the whole file."""
+        try:
+            with self._temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            self._temporary.replace(self._path)
+            sync_directory(self._path.parent)
+        except OSError as error:
+            raise StorageError(f"snapshot {self._path}: {error}") from error
+        finally:
+            self.discard()
+
+    def discard(self) -> None:
+        """Remove what was staged; nothing when it has been published."""
+        with contextlib.suppress(OSError):
+            self._temporary.unlink(missing_ok=True)
+
+
+def stage(path: Path | str, sections: Mapping[str, Parts], meta: dict[str, Any]) -> Staged:
+    """Write a snapshot's bytes, to be published at ``path``: when this returns, what ``sections`` refer to may change.
+
+    ``meta`` is any msgpack-able dict. Raises StorageError when the disk refuses. Does not wait for the disk itself.
     """
     path = Path(path)
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
     try:
         make_directories(path.parent)
         with temporary.open("xb") as file:
-            size = _write_file(file, sections, meta)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_directory(path.parent)
+            return Staged(path, temporary, _write_file(file, sections, meta))
     except OSError as error:
-        raise StorageError(f"snapshot {path}: {error}") from error
-    finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-    return size
+        raise StorageError(f"snapshot {path}: {error}") from error
+
+
+def write(path: Path | str, sections: Mapping[str, Parts], meta: dict[str, Any]) -> int:
+    """Write a snapshot so that ``path`` holds either this one or what it held before; returns its size in bytes.
+
+    Raises StorageError when the disk refuses. Blocking: call it in a worker thread.
+    """
+    staged = stage(path, sections, meta)
+    staged.publish()
+    return staged.size_bytes
 
 
 def read(path: Path | str) -> tuple[dict[str, Any], Sections]:
@@ -135,15 +168,16 @@ def sweep(directory: Path | str) -> None:
                 path.unlink(missing_ok=True)
 
 
-def _write_file(file: BinaryIO, sections: Mapping[str, Buffer], meta: dict[str, Any]) -> int:
-    flat = {name: memoryview(data).cast("B") for name, data in sections.items()}
-    digests = {name: xxhash.xxh3_128_digest(data) for name, data in flat.items()}
+def _write_file(file: BinaryIO, sections: Mapping[str, Parts], meta: dict[str, Any]) -> int:
+    flat = {name: _flat(data) for name, data in sections.items()}
+    lengths = {name: sum(part.nbytes for part in parts) for name, parts in flat.items()}
+    digests = {name: _digest(parts) for name, parts in flat.items()}
 
     def index_at(start: int) -> tuple[bytes, _Index]:
         offset, entries = start, {}
-        for name, data in flat.items():
-            entries[name] = _Section(offset, data.nbytes, digests[name])
-            offset = _aligned(offset + data.nbytes)
+        for name, length in lengths.items():
+            entries[name] = _Section(offset, length, digests[name])
+            offset = _aligned(offset + length)
         last = max((entry.offset + entry.length for entry in entries.values()), default=start)
         index = _Index(meta, entries, last)
         return msgspec.msgpack.encode(index), index
@@ -154,13 +188,26 @@ def _write_file(file: BinaryIO, sections: Mapping[str, Buffer], meta: dict[str, 
     file.write(HEAD.pack(MAGIC, len(encoded), _index_digest(encoded)))
     file.write(encoded)
     position = HEAD.size + len(encoded)
-    for name, data in flat.items():
+    for name, parts in flat.items():
         offset = index.sections[name].offset
         file.write(bytes(offset - position))
-        file.write(data)
-        position = offset + data.nbytes
+        for part in parts:
+            file.write(part)
+        position = offset + lengths[name]
     file.write(bytes(index.size_bytes - position))
     return index.size_bytes
+
+
+def _flat(data: Parts) -> list[memoryview]:
+    parts = [data] if isinstance(data, Buffer) else data
+    return [memoryview(part).cast("B") for part in parts if memoryview(part).nbytes]
+
+
+def _digest(parts: list[memoryview]) -> bytes:
+    digest = xxhash.xxh3_128()
+    for part in parts:
+        digest.update(part)
+    return digest.digest()
 
 
 def _read_index(path: Path, view: memoryview, size: int) -> _Index:

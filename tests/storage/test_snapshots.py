@@ -153,3 +153,22 @@ def test_power_loss_leaves_the_last_acknowledged_snapshot_or_the_one_after(tmp_p
     meta, found = snapshots.read(path)
     assert meta["n"] in (told[-1], told[-1] + 1)
     assert bytes(found["a"]) == b"%d." % meta["n"] * 3000
+
+
+def test_a_section_in_parts_reads_back_as_one(tmp_path: Path) -> None:
+    sections = {"parts": [b"one", b"", memoryview(np.arange(5)), bytearray(b"two")], "none": [], "whole": b"x"}
+    snapshots.write(tmp_path / "s", sections, {})
+    _, found = snapshots.read(tmp_path / "s")
+    assert bytes(found["parts"]) == b"one" + np.arange(5).tobytes() + b"two"
+    assert (bytes(found["none"]), bytes(found["whole"])) == (b"", b"x")
+
+
+def test_a_staged_snapshot_is_seen_when_it_is_published_and_holds_what_was_staged(tmp_path: Path) -> None:
+    path, array = tmp_path / "s", np.zeros(4, dtype=np.uint8)
+    staged = snapshots.stage(path, {"a": array.data}, {})
+    array[:] = 9
+    assert not path.exists()
+    staged.publish()
+    assert bytes(snapshots.read(path)[1]["a"]) == bytes(4)
+    snapshots.stage(path, {"a": array.data}, {}).discard()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["s"] and bytes(snapshots.read(path)[1]["a"]) == bytes(4)
