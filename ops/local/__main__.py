@@ -15,6 +15,9 @@ from ops.local import balancer, bucket
 from ops.local.stack import Options, Stack, StackError, given_settings
 from ops.local.welcome import welcome
 
+INTERRUPTED = 130
+"""What a shell calls a command that was interrupted."""
+
 
 def up(port: int, nodes: int, bucket_name: str) -> int:
     started = time.monotonic()
@@ -105,6 +108,8 @@ def main() -> int:
     except (StackError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -125,8 +125,13 @@ async def perform(stack: Stack, rate: float, show: Show) -> Scene:
         scene.tell(f"{victim} is started again, on its own disk")
         scene.restarted_at = time.monotonic()
         await asyncio.to_thread(stack.start_node, victim)
-        scene.rejoined = await _until(REJOIN_WAIT_S, lambda: _whole(scene, victim))
-        scene.tell(f"{victim} is back and gets requests" if scene.rejoined else f"{victim} did NOT come back")
+        process = stack.process(victim)
+        await _until(REJOIN_WAIT_S, lambda: _whole(scene, victim) or process.pid is None)
+        scene.rejoined = _whole(scene, victim) and process.pid is not None
+        why = "did not come back" if process.pid is not None else "ended while starting"
+        scene.tell(
+            f"{victim} is back and gets requests" if scene.rejoined else f"{victim} {why}; its log: {process.log}"
+        )
         scene.phase = "steady load"
         await asyncio.sleep(STEADY_S)
     finally:

@@ -1,14 +1,15 @@
 """Steady traffic through the balancer, and a ledger of everything that was acknowledged.
 
 Open loop: requests are sent when they are due, not when earlier ones are answered, and a latency counts from the moment a
-request was due, so a stall is seen in full. Half of the requests store a memory under an id of its own, with the id as
-Idempotency-Key: storing it twice stores it once, so the balancer may repeat it. The other half recall what was acknowledged.
-The client itself repeats nothing: an answer other than 200 is a failed request. Called by the failover demo and by tests.
+request was due, so a stall is seen in full. Half of the requests store a memory under an id of its own, the other half recall
+what was acknowledged. The client itself repeats nothing: an answer other than 200 is a failed request. Called by the failover
+demo and by tests.
 """
 
 from __future__ import annotations
 
 import asyncio
+import enum
 import random
 import time
 from collections import Counter, deque
@@ -32,6 +33,14 @@ _TOPICS = (
 )
 
 
+class Stores(enum.Enum):
+    """What a store says to the balancer. ``REPEATABLE``: its id as Idempotency-Key, so it may be repeated after it was sent.
+    ``PLAIN``: nothing, as the official clients do; only a store that reached nobody is repeated."""
+
+    REPEATABLE = enum.auto()
+    PLAIN = enum.auto()
+
+
 class Memory(msgspec.Struct, frozen=True):
     """What was stored. ``content`` holds a word that no other memory has."""
 
@@ -52,10 +61,13 @@ class Done(msgspec.Struct, frozen=True):
 class Load:
     """``await run()`` until ``stop`` is set; figures may be read at any time."""
 
-    def __init__(self, url: str, key: str | None, rate: float, seed: int = 1) -> None:
+    def __init__(
+        self, url: str, key: str | None, rate: float, stores: Stores = Stores.REPEATABLE, seed: int = 1
+    ) -> None:
         self._url = url
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._rate = rate
+        self._stores = stores
         self._rng = random.Random(seed)
         self._run = f"{time.time_ns():x}"
         self._number = 0
@@ -133,7 +145,8 @@ class Load:
             return
         memory = self._next()
         body: dict[str, object] = {"agent_id": memory.agent, "id": memory.id, "content": memory.content}
-        problem, _ = await self._post(session, "/v1/memory/store", body, {"Idempotency-Key": memory.id})
+        headers = {"Idempotency-Key": memory.id} if self._stores is Stores.REPEATABLE else {}
+        problem, _ = await self._post(session, "/v1/memory/store", body, headers)
         if not problem:
             self.acknowledged.append(memory)
         self._note(due, "store", problem)

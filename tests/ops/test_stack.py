@@ -23,7 +23,7 @@ import pytest
 
 from ops.local import balancer, failover
 from ops.local.bucket import BucketKind
-from ops.local.load import Load
+from ops.local.load import Load, Stores
 from ops.local.stack import Options, Stack, StackError
 from ops.local.web import get
 from ops.local.welcome import welcome
@@ -60,21 +60,31 @@ def wait_until(condition: Callable[[], bool], wait_s: float = SETTLE_WAIT_S) -> 
         time.sleep(0.1)
 
 
-def whole(stack: Stack) -> bool:
-    """Every node sees every node, and the balancer uses all of them."""
+def wait_until_whole(stack: Stack) -> None:
+    """Until every node sees every node, and the balancer uses all of them."""
+    deadline = time.monotonic() + SETTLE_WAIT_S
+    while problems := troubles(stack):
+        assert time.monotonic() < deadline, problems
+        time.sleep(0.1)
+
+
+def troubles(stack: Stack) -> list[str]:
+    found: list[str] = []
     routed = balancer.in_rotation(stack.layout)
-    return all(
-        stack.process(name).pid is not None
-        and stack.ready(name).ok
-        and stack.unsettled(name) is None
-        and routed.get(stack.node_url(name), False)
-        for name in stack.node_names
-    )
+    for name in stack.node_names:
+        process = stack.process(name)
+        if process.pid is None:
+            found.append(f"{name} does not run: {process.last_lines(5)}")
+        elif (problem := stack.unready(name) or stack.unsettled(name)) is not None:
+            found.append(f"{name}: {problem}")
+        elif not routed.get(stack.node_url(name), False):
+            found.append(f"{name} gets no requests")
+    return found
 
 
 @contextlib.asynccontextmanager
 async def under_load(stack: Stack, rate: float) -> AsyncIterator[Load]:
-    load = Load(stack.layout.url, stack.key, rate)
+    load = Load(stack.layout.url, stack.key, rate, Stores.PLAIN)
     sending = asyncio.create_task(load.run())
     try:
         yield load
@@ -170,7 +180,7 @@ def test_a_node_that_hangs_is_left_out_and_comes_back(stack: Stack) -> None:
             assert get(f"{stack.layout.url}/health/ready", timeout_s=5.0).ok
     finally:
         os.kill(pid, signal.SIGCONT)
-    wait_until(lambda: whole(stack))
+    wait_until_whole(stack)
 
 
 async def test_a_killed_leader_costs_no_request_and_no_memory(stack: Stack) -> None:
@@ -180,7 +190,7 @@ async def test_a_killed_leader_costs_no_request_and_no_memory(stack: Stack) -> N
     assert scene.lost == []
     assert scene.passed, [event.text for event in scene.events]
     assert scene.retries > 0, "the balancer cannot have known at once: some request must have met the dead node"
-    await asyncio.to_thread(wait_until, lambda: whole(stack))
+    await asyncio.to_thread(wait_until_whole, stack)
 
 
 async def test_the_status_command_tells_a_dead_node_and_that_its_figures_are_old(stack: Stack) -> None:
@@ -196,17 +206,18 @@ async def test_the_status_command_tells_a_dead_node_and_that_its_figures_are_old
         assert "64 with a replica missing" in seen
     finally:
         stack.start_node("node-3")
-        await asyncio.to_thread(wait_until, lambda: whole(stack))
+        await asyncio.to_thread(wait_until_whole, stack)
 
 
 async def test_a_rolling_restart_under_load_fails_no_request(stack: Stack) -> None:
+    """As seen by clients that send no Idempotency-Key: draining must do the work, not repetition."""
     async with under_load(stack, ROLLING_RATE) as load:
         for name in stack.node_names:
             before = stack.process(name).pid
             stack.process(name).terminate()
             await asyncio.to_thread(wait_until, lambda name=name: stack.process(name).pid is None)
             await asyncio.to_thread(stack.start_node, name)
-            await asyncio.to_thread(wait_until, lambda: whole(stack))
+            await asyncio.to_thread(wait_until_whole, stack)
             assert stack.process(name).pid != before
     assert load.problems == {}
     await nothing_is_missing(load)
