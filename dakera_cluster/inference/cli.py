@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from dakera_cluster.inference import store
-from dakera_cluster.inference.models import Precision
+from dakera_cluster.inference.models import Precision, Task
 from dakera_cluster.inference.sources import Progress
 from dakera_cluster.model.errors import DakeraError
 
@@ -20,7 +20,7 @@ def pull(
     source: Path | None = None,
     precision: Precision = Precision.INT8,
 ) -> Path:
-    """`dakera models pull MODEL [--from DIR] [--precision fp32]`: installs a model and returns where.
+    """`dakera models pull MODEL [--from DIR] [--precision fp32]`: installs a model, embedding or reranker, and returns where.
 
     Raises DakeraError with a text for people.
     """
@@ -28,9 +28,9 @@ def pull(
 
 
 def main(arguments: list[str]) -> int:
-    model, cache_dir, precision = arguments
+    model, cache_dir, precision, *task = arguments
     try:
-        store.pull(model, Path(cache_dir), print, precision=Precision(precision))
+        store.pull(model, Path(cache_dir), print, precision=Precision(precision), task=Task(task[0]) if task else None)
     except DakeraError as error:
         print(error.message, file=sys.stderr)
         return 1

@@ -54,17 +54,12 @@ class OnnxEncoder:
         Raises InvalidRequestError for a device the installed ONNX Runtime lacks and ModelFormatError for a graph that is
         no encoder.
         """
-        provider = _PROVIDERS[device]
-        if provider not in onnxruntime.get_available_providers():
-            raise InvalidRequestError(f"this ONNX Runtime has no {provider}: use cpu", field="DAKERA_INFERENCE_DEVICE")
         self.spec: ModelSpec = model.spec
         self.fingerprint = model.fingerprint
         self._max_batch_tokens = max_batch_tokens
         self._tokenizer = _tokenizer(model.tokenizer_path, self.spec.max_tokens)
         self._special = _special_ids(self._tokenizer)
-        self._session = onnxruntime.InferenceSession(
-            str(model.graph_path), _options(threads), providers=list(dict.fromkeys([provider, _PROVIDERS[Device.CPU]]))
-        )
+        self._session = open_session(model.graph_path, threads, device)
         self._inputs = {value.name for value in self._session.get_inputs()}
         outputs = [value.name for value in self._session.get_outputs()]
         self._pools_itself = {"embedding", "tokens"} <= set(outputs)
@@ -91,7 +86,7 @@ class OnnxEncoder:
         """Word-piece ids of each text with its prefix and special tokens, cut at the model's limit."""
         prefix = self.spec.prefix(kind)
         limit = self.spec.max_tokens * MAX_TEXT_CHARS_PER_TOKEN
-        encodings = self._tokenizer.encode_batch_fast([prefix + _whole(text[:limit]) for text in texts])
+        encodings = self._tokenizer.encode_batch_fast([prefix + whole(text[:limit]) for text in texts])
         return [encoding.ids for encoding in encodings]
 
     def pieces(self, ids: Sequence[int] | NDArray[np.int32]) -> list[str]:
@@ -114,7 +109,7 @@ class OnnxEncoder:
 
         Safe beside a running forward pass, from any thread.
         """
-        first = self._tokenizer.encode(_whole(text))
+        first = self._tokenizer.encode(whole(text))
         return [
             span
             for window in (first, *first.overflowing)
@@ -169,6 +164,15 @@ class OnnxEncoder:
         return vectors
 
 
+def open_session(graph: Path, threads: int, device: Device) -> onnxruntime.InferenceSession:
+    """A graph, loaded to be run by one thread at a time. Raises InvalidRequestError for a device that is not there."""
+    provider = _PROVIDERS[device]
+    if provider not in onnxruntime.get_available_providers():
+        raise InvalidRequestError(f"this ONNX Runtime has no {provider}: use cpu", field="DAKERA_INFERENCE_DEVICE")
+    providers = list(dict.fromkeys([provider, _PROVIDERS[Device.CPU]]))
+    return onnxruntime.InferenceSession(str(graph), _options(threads), providers=providers)
+
+
 def _options(threads: int) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -185,7 +189,7 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
     return options
 
 
-def _whole(text: str) -> str:
+def whole(text: str) -> str:
     """The text with lone surrogates replaced, which the tokenizer would refuse, and with it everybody in the batch."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 

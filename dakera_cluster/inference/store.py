@@ -23,7 +23,15 @@ from pathlib import Path
 
 import msgspec
 
-from dakera_cluster.inference.models import ModelFormatError, ModelSpec, Pooling, Precision, read_directory, resolve
+from dakera_cluster.inference.models import (
+    ModelFormatError,
+    ModelSpec,
+    Pooling,
+    Precision,
+    Task,
+    read_directory,
+    resolve,
+)
 from dakera_cluster.inference.sources import (
     HashMismatchError,
     ModelFetchError,
@@ -36,6 +44,8 @@ from dakera_cluster.model.errors import ModelUnavailableError
 
 ENTRY_VERSION = 2
 """Of the built graph and the entry's layout: raise it whenever the same weights would give other vectors."""
+RERANKER_VERSION = 1
+"""The same, of rerankers: their graphs change at other times."""
 MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
 TOKENIZER = "tokenizer.json"
@@ -55,6 +65,7 @@ class Manifest(msgspec.Struct, frozen=True):
     entry_version: int
     files: dict[str, str]
     sources: dict[str, str]
+    task: Task = Task.EMBEDDING
 
 
 class InstalledModel(msgspec.Struct, frozen=True):
@@ -73,35 +84,47 @@ def default_cache_dir(environ: Mapping[str, str] = os.environ) -> Path:
     return Path(environ.get("DAKERA_MODEL_CACHE") or "~/.cache/dakera/models").expanduser()
 
 
-def find(model: str, cache_dir: Path, precision: Precision = Precision.INT8) -> InstalledModel:
-    """The installed model a spelling or directory names.
+def find(
+    model: str, cache_dir: Path, precision: Precision = Precision.INT8, task: Task = Task.EMBEDDING
+) -> InstalledModel:
+    """The installed model of a task that a spelling or directory names.
 
     Raises UnknownModelError, ModelUnavailableError (not installed; the message is the command to run) and
     HashMismatchError (the entry is damaged).
     """
-    spec = resolve(model)
+    spec = resolve(model, task)
     path = entry_path(spec, cache_dir, precision)
     if not (path / MANIFEST).is_file():
         command = spec.pull_command(precision)
         raise ModelUnavailableError(
-            f"the embedding model {spec.name} is not installed under {cache_dir}: run `{command}`",
+            f"the {task} model {spec.name} is not installed under {cache_dir}: run `{command}`",
             details={"model": spec.name, "run": command},
         )
     return _open(path, spec, precision)
 
 
-def find_or_build(model: str, cache_dir: Path, precision: Precision = Precision.INT8) -> InstalledModel:
+def find_or_build(
+    model: str, cache_dir: Path, precision: Precision = Precision.INT8, task: Task = Task.EMBEDDING
+) -> InstalledModel:
     """Like `find`, but a directory that was not built yet is built now, in a process of its own (the builder's memory
     must not stay with the node). Raises ModelFormatError when it cannot be built."""
-    spec = resolve(model)
+    spec = resolve(model, task)
     if spec.directory is not None and not (entry_path(spec, cache_dir, precision) / MANIFEST).is_file():
-        command = [sys.executable, "-m", "dakera_cluster.inference.cli", model, str(cache_dir), precision.value]
+        command = [
+            sys.executable,
+            "-m",
+            "dakera_cluster.inference.cli",
+            model,
+            str(cache_dir),
+            precision.value,
+            task.value,
+        ]
         built = subprocess.run(
             command, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S, check=False, stdin=subprocess.DEVNULL
         )
         if built.returncode:
             raise ModelFormatError(f"{model} cannot be built: {built.stderr.strip()}")
-    return find(model, cache_dir, precision)
+    return find(model, cache_dir, precision, task)
 
 
 def pull(
@@ -111,13 +134,15 @@ def pull(
     *,
     precision: Precision = Precision.INT8,
     source: Path | None = None,
+    task: Task | None = None,
 ) -> Path:
     """Installs a model and returns its entry. Does nothing when a whole entry is there; replaces a damaged one.
 
     `model` is a spelling of the catalogue or a directory; `source` gives the files of a catalogue model from a directory
-    instead of the network. Raises UnknownModelError, ModelFetchError, HashMismatchError or ModelFormatError.
+    instead of the network; `task` is what a directory is built for (None: what its config.json says).
+    Raises UnknownModelError, ModelFetchError, HashMismatchError or ModelFormatError.
     """
-    spec = resolve(model)
+    spec = resolve(model, task)
     path = entry_path(spec, cache_dir, precision)
     cache_dir.mkdir(parents=True, exist_ok=True)
     with _lock(cache_dir / f".{path.name}.lock"):
@@ -153,6 +178,8 @@ def entry_path(spec: ModelSpec, cache_dir: Path, precision: Precision) -> Path:
                 status = file.stat()
                 stamp.update(f"{file.relative_to(spec.directory)}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
         name = f"{name}-{stamp.hexdigest()[:12]}"
+    if spec.task is Task.RERANKER:
+        return cache_dir / f"{name}-reranker-{precision}-v{RERANKER_VERSION}"
     return cache_dir / f"{name}-{precision}-v{ENTRY_VERSION}"
 
 
@@ -184,13 +211,11 @@ def _build(spec: ModelSpec, files: Path, entry: Path, precision: Precision) -> N
             from dakera_cluster.inference import build
         except ImportError as error:
             raise ModelFetchError(f"building a model needs the package {error.name}") from error
-        build.build(
-            build.read_config(files / "config.json"),
-            files / "model.safetensors",
-            entry / GRAPH,
-            spec.pooling,
-            precision,
-        )
+        config, weights = build.read_config(files / "config.json", spec.task), files / "model.safetensors"
+        if spec.task is Task.RERANKER:
+            build.build_reranker(config, weights, entry / GRAPH, precision)
+        else:
+            build.build(config, weights, entry / GRAPH, spec.pooling, precision)
     else:
         shutil.copyfile(files / GRAPH, entry / GRAPH)
     shutil.copyfile(files / TOKENIZER, entry / TOKENIZER)
@@ -202,9 +227,10 @@ def _build(spec: ModelSpec, files: Path, entry: Path, precision: Precision) -> N
         query_prefix=spec.query_prefix,
         passage_prefix=spec.passage_prefix,
         precision=precision,
-        entry_version=ENTRY_VERSION,
+        entry_version=RERANKER_VERSION if spec.task is Task.RERANKER else ENTRY_VERSION,
         files={name: sha256(entry / name) for name in (GRAPH, TOKENIZER)},
         sources={file.name: sha256(file) for file in sorted(files.iterdir())},
+        task=spec.task,
     )
     (entry / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
     for file in entry.iterdir():

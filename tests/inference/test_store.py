@@ -186,7 +186,7 @@ def test_the_module_reports_errors_as_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "dakera_cluster.inference.cli", "gpt-9", str(tmp_path), "int8"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith("unknown embedding model 'gpt-9'") and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("unknown model 'gpt-9'") and len(done.stderr.splitlines()) == 1
     with pytest.raises(UnknownModelError):
         cli.pull("gpt-9", tmp_path, quiet)
 
