@@ -59,9 +59,7 @@ class LiveCluster:
     async def __aenter__(self) -> LiveCluster:
         try:
             await self._set_up()
-            for node in self.nodes.values():
-                node.start()
-            await asyncio.gather(*(node.ready() for node in self.nodes.values()))
+            await self.start_all()
         except BaseException:
             await self._stack.aclose()
             raise
@@ -117,6 +115,7 @@ class LiveCluster:
             "DAKERA_GRPC_ENABLED": "false",
             "DAKERA_DRAIN_SECS": "1",
             "RATE_LIMIT_RPS": "0",
+            "DAKERA_ACCESS_LOG": "false",
             **self.bucket.env(),
             **(self.redis.env() if self.redis is not None else {}),
             **(self.clocks.env(name) if self.clocks is not None else {}),
@@ -134,10 +133,18 @@ class LiveCluster:
         else:
             shutil.rmtree(self.nodes[name].directory, ignore_errors=True)
 
+    async def start_all(self) -> None:
+        """Start every node and wait until all are ready."""
+        await asyncio.gather(*(self.restart(name) for name in self.names))
+
     async def restart(self, name: str) -> None:
-        """Start a node that ended, and wait until it is ready."""
-        self.nodes[name].start()
+        """Start a node that does not run, and wait until it is ready. Raises NodeFailedError."""
+        await self._start(name)
         await self.nodes[name].ready()
+
+    async def _start(self, name: str) -> None:
+        self.nodes[name].start()
+        await self.network.entered({node.name: node.pid for node in self.nodes.values() if node.is_running})
 
     async def restore(self) -> list[str]:
         """End every fault: heal the network, give back what was taken, start every node. Returns what went wrong."""
@@ -153,7 +160,7 @@ class LiveCluster:
             if node.is_paused:
                 node.resume()
             if not node.is_running:
-                node.start()
+                await self._start(node.name)
         for node in self.nodes.values():
             try:
                 await node.ready()

@@ -19,7 +19,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 HTTP_PORT = 3000
 GOSSIP_PORT = 7946
@@ -60,6 +60,10 @@ class Network(Protocol):
 
     async def cut(self, cuts: Iterable[Cut]) -> None:
         """These cuts and no others; none heals everything."""
+        ...
+
+    async def entered(self, pids: dict[str, int]) -> None:
+        """These processes run the nodes now."""
         ...
 
     async def close(self) -> None: ...
@@ -158,6 +162,9 @@ class NamespaceNetwork:
         )
         _run("ip", "netns", "exec", self._names[node], "nft", "-f", "-", text=text)
 
+    async def entered(self, pids: dict[str, int]) -> None:
+        """A namespace knows its processes."""
+
     async def close(self) -> None:
         await asyncio.to_thread(self._remove)
 
@@ -176,6 +183,7 @@ class RelayNetwork:
     def __init__(self, nodes: Sequence[str], directory: Path) -> None:
         self._log = directory / "relay.log"
         self._process: asyncio.subprocess.Process | None = None
+        self._turn = asyncio.Lock()
         self._fronts: dict[str, int] = {}
         self._backs: dict[str, int] = {}
         taken: set[int] = set()
@@ -207,10 +215,17 @@ class RelayNetwork:
         await self._answered()
 
     async def cut(self, cuts: Iterable[Cut]) -> None:
+        await self._order({"cuts": list(cuts)})
+
+    async def entered(self, pids: dict[str, int]) -> None:
+        await self._order({"pids": pids})
+
+    async def _order(self, order: dict[str, Any]) -> None:
         assert self._process is not None and self._process.stdin is not None
-        self._process.stdin.write(json.dumps(list(cuts)).encode() + b"\n")
-        await self._process.stdin.drain()
-        await self._answered()
+        async with self._turn:
+            self._process.stdin.write(json.dumps(order).encode() + b"\n")
+            await self._process.stdin.drain()
+            await self._answered()
 
     async def _answered(self) -> None:
         assert self._process is not None and self._process.stdout is not None
