@@ -11,11 +11,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -63,6 +63,7 @@ class Host:
         self._lanes = Lanes(settings.lanes, queued_calls=settings.queued_calls)
         self.views = Views(settings.views_directory, settings_of, limit_bytes=settings.view_bytes)
         self._housekeeper: asyncio.Task[None] | None = None
+        self._unfinished: set[asyncio.Task[Any]] = set()
 
     def start(self) -> None:
         """Begin housekeeping: index maintenance, snapshots, eviction."""
@@ -74,6 +75,8 @@ class Host:
             self._housekeeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._housekeeper
+        if self._unfinished:
+            await asyncio.wait(self._unfinished)
         for shard, namespace in self.views.changed():
             await self._snapshot(namespace, partial(self.views.snapshot, shard, namespace))
         self._lanes.close()
@@ -128,7 +131,23 @@ class Host:
 
     async def merge(self, shard: int, rows: Sequence[Row]) -> Outcome:
         """Merge rows of one shard and show them in its views; durable on return. For rows that come from another replica:
-        whether they may be applied is judged by the caller."""
+        whether they may be applied is judged by the caller. A caller that is cancelled leaves it running to its end."""
+        return await self._whole(self._merge(shard, rows))
+
+    async def _whole(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run ``work`` to its end even when the caller goes away in the middle: a commit whose views never hear of it would
+        hide acknowledged rows, and show deleted ones, until the views are loaded anew; no repair would see a difference."""
+        task = asyncio.create_task(work)
+        self._unfinished.add(task)
+        task.add_done_callback(self._finished)
+        return await asyncio.shield(task)
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        self._unfinished.discard(task)
+        if not task.cancelled():
+            task.exception()  # who waited has heard of it; who went away does not want to
+
+    async def _merge(self, shard: int, rows: Sequence[Row]) -> Outcome:
         replica = self.replica(shard)
         outcome = await replica.apply(rows, self._now_ms())
         changes = outcome.changes
@@ -142,6 +161,9 @@ class Host:
     async def wipe(self, shard: int) -> None:
         """Delete everything of a shard: rows at once and durably, then its views and their snapshots. A crash between the
         two leaves snapshots behind that can no longer catch up and are never used."""
+        await self._whole(self._wipe(shard))
+
+    async def _wipe(self, shard: int) -> None:
         replica = self.replica(shard)
         names = set(await asyncio.to_thread(replica.namespaces))
         await replica.wipe()
@@ -152,7 +174,7 @@ class Host:
 
     async def collect(self, shard: int, terms: Mapping[bytes, int]) -> int:
         """Drop the tombstones that are unchanged; how many there were (`protocols.tombstones`)."""
-        return await self.replica(shard).collect(terms, self._now_ms())
+        return await self._whole(self.replica(shard).collect(terms, self._now_ms()))
 
     async def roots(self, shards: Sequence[int]) -> list[int]:
         """Roots of the shards' digests, over rows that are durable when this returns."""

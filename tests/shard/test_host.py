@@ -226,3 +226,19 @@ async def test_an_older_write_is_told_that_it_was_outrun(bench: Bench) -> None:
     assert (await bench.apply(newer)).outrun_by is None
     assert (await bench.apply(older)).outrun_by is not None
     assert await bench.ids("new", mode=ops.Mode.TEXT) == ["a"]
+
+
+async def test_a_write_whose_caller_goes_away_is_still_shown(bench: Bench) -> None:
+    await bench.apply(bench.put("a", "heron"))
+    assert await bench.ids("heron", mode=ops.Mode.TEXT) == ["a"]
+    for number in range(20):
+        caller = asyncio.create_task(bench.apply(bench.put(f"b{number}", "otter"), bench.delete("a")))
+        for _ in range(number % 5):
+            await asyncio.sleep(0)
+        caller.cancel()
+        await asyncio.gather(caller, return_exceptions=True)
+    await bench.host.settle()
+    rows = {row_id for row_id, _ in bench.host.replica(SHARD).rows(NAMESPACE, Kind.DOCUMENT)} - {"a"}
+    while set(await bench.ids("otter", 50, ops.Mode.TEXT)) != rows:
+        await asyncio.sleep(0.01)
+    assert await bench.ids("heron", mode=ops.Mode.TEXT) == []
