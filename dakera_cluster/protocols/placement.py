@@ -6,7 +6,8 @@ what is wrong is changed, so that a join or a leave moves little more than its s
 1. keep every replica whose node may hold shards;
 2. fill what is missing with the most preferred node that is not full, in a new zone if there is one;
 3. spread over zones where a shard has two replicas in one zone and a zone without any could take one;
-4. level the load: while a node holds more than its cap and another less, move one replica over.
+4. level the load: while a node holds more than its cap and another less, move one replica over, first such as have to be
+   fetched by somebody in any case.
 
 Bounded load (Mirrokni et al., "Consistent hashing with bounded loads", 2018) with the tightest bound, the ceiling of the
 mean: afterwards the loads of all nodes differ by at most one, unless zones forbid it. Two replicas never share a zone for the
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from heapq import heapify, heappop, heappush
 
 import msgspec
@@ -60,12 +62,14 @@ class _Work:
 
     def __init__(self, current: Sequence[Sequence[NodeId]], zones: Mapping[NodeId, str], rf: int) -> None:
         self.zones = zones
+        self.nodes = sorted(zones)
+        self.zone_sizes = Counter(zones.values())
         self.copies = min(rf, len(zones))
-        self.ring = Ring(zones)
+        self.before = [frozenset(holders) for holders in current]
         self.holders: list[list[NodeId]] = [
             list(dict.fromkeys(node for node in holders if node in zones)) for holders in current
         ]
-        self.shards_of: dict[NodeId, set[int]] = {node: set() for node in self.ring.nodes}
+        self.shards_of: dict[NodeId, set[int]] = {node: set() for node in self.nodes}
         for shard, holders in enumerate(self.holders):
             # A surplus replica is given up where the load is highest, decided when all loads are known.
             for node in holders:
@@ -74,6 +78,13 @@ class _Work:
             while len(holders) > self.copies:
                 self.drop(shard, max(holders, key=lambda node: (self.crowd(shard, node), self.load(node), node)))
         self.cap = -(-len(self.holders) * self.copies // max(1, len(zones)))
+        self.room = Counter(zones[node] for node in self.nodes if self.load(node) < self.cap)
+        self.rooms = sum(self.room.values())
+
+    @cached_property
+    def ring(self) -> Ring:
+        # Nine plans of ten find every shard where it should be, and the points of a thousand nodes take a while to sort.
+        return Ring(self.zones)
 
     def load(self, node: NodeId) -> int:
         return len(self.shards_of[node])
@@ -86,6 +97,9 @@ class _Work:
     def add(self, shard: int, node: NodeId) -> None:
         self.holders[shard].append(node)
         self.shards_of[node].add(shard)
+        if self.load(node) == self.cap:
+            self.room[self.zones[node]] -= 1
+            self.rooms -= 1
 
     def drop(self, shard: int, node: NodeId) -> None:
         self.holders[shard].remove(node)
@@ -105,25 +119,40 @@ class _Work:
 
     def best_for(self, shard: int) -> NodeId:
         """The most preferred node among those that crowd the shard's zones least and, of these, are not full."""
-        holders, best, best_cost = self.holders[shard], None, (len(self.zones), True)
+        holders = self.holders[shard]
+        used = Counter(self.zones[node] for node in holders)
+        least = self.least_crowd(used)
+        # Known beforehand, so that the walk ends at the first hit instead of looking for a better one all around the ring.
+        room = self.rooms if least == 0 else 0
+        for zone, count in used.items():
+            if least == 0:
+                room -= self.room[zone]
+            elif count == least:
+                room += self.room[zone]
+                room -= sum(self.zones[node] == zone and self.load(node) < self.cap for node in holders)
         for node in self.ring.preference(ring_key(shard)):
-            if node in holders:
+            if node in holders or used[self.zones[node]] != least:
                 continue
-            cost = (self.crowd(shard, node), self.load(node) >= self.cap)
-            if best is None or cost < best_cost:
-                best, best_cost = node, cost
-            if cost == (0, False):
-                break
-        assert best is not None
-        return best
+            if not room or self.load(node) < self.cap:
+                return node
+        raise AssertionError("fewer nodes than replicas")
+
+    def least_crowd(self, used: Counter[str]) -> int:
+        """Fewest replicas that a zone with another node has; ``used``: replicas of a shard by zone."""
+        if len(used) < len(self.zone_sizes):
+            return 0
+        return min((count for zone, count in used.items() if count < self.zone_sizes[zone]), default=0)
 
     def spread(self) -> None:
-        if len(set(self.zones.values())) < 2:
+        if len(self.zone_sizes) < 2:
             return
         for shard, holders in enumerate(self.holders):
+            if len({self.zones[node] for node in holders}) == len(holders):
+                continue
             for giver in list(holders):
                 crowd = self.crowd(shard, giver)
-                if crowd == 0:
+                used = Counter(self.zones[node] for node in holders if node != giver)
+                if crowd == 0 or self.least_crowd(used) >= crowd:
                     continue
                 free = [
                     node
@@ -141,35 +170,53 @@ class _Work:
     def level(self) -> None:
         """Move single replicas from the fullest node to the emptiest one that can take one of its shards, while their loads
         differ by two or more. Every move lowers the sum of squares of the loads, so it ends."""
-        givers = [(-self.load(node), node) for node in self.ring.nodes]
-        takers = [(self.load(node), node) for node in self.ring.nodes]
-        heapify(givers)
-        heapify(takers)
+        givers = [(-self.load(node), node) for node in self.nodes]
+        takers: dict[str, list[tuple[int, NodeId]]] = {zone: [] for zone in self.zone_sizes}
+        for node in self.nodes:
+            takers[self.zones[node]].append((self.load(node), node))
+        for heap in (givers, *takers.values()):
+            heapify(heap)
         while givers:
             negative, giver = heappop(givers)
             if -negative != self.load(giver) or self.give_one(giver, takers):
                 heappush(givers, (-self.load(giver), giver))
             # A giver that finds no taker is done with: the others' loads only come closer to its own.
 
-    def give_one(self, giver: NodeId, takers: list[tuple[int, NodeId]]) -> bool:
-        """Move one shard of ``giver`` to the first of ``takers`` (a heap by load) that can have one."""
+    def give_one(self, giver: NodeId, takers: Mapping[str, list[tuple[int, NodeId]]]) -> bool:
+        """Move one shard of ``giver`` to the emptiest node that can have one; ``takers``: a heap by load for each zone."""
+        closed = self.closed_zones(giver)
+        heads = [(heap[0], zone) for zone, heap in takers.items() if heap and zone not in closed]
+        heapify(heads)
         passed: list[tuple[int, NodeId]] = []
         found = False
-        while takers and not found:
-            load, taker = heappop(takers)
+        while heads and not found:
+            (load, taker), zone = heappop(heads)
+            if load > self.load(giver) - 2:
+                break
+            heappop(takers[zone])
+            if takers[zone]:
+                heappush(heads, (takers[zone][0], zone))
             if load == self.load(taker):
-                if load > self.load(giver) - 2:
-                    passed.append((load, taker))
-                    break
                 shard = self.movable(giver, taker)
                 if shard is not None:
                     self.swap(shard, giver, taker)
                     passed.append((self.load(giver), giver))
                     found = True
-            passed.append((self.load(taker), taker))
+                passed.append((self.load(taker), taker))
         for entry in passed:
-            heappush(takers, entry)
+            heappush(takers[self.zones[entry[1]]], entry)
         return found
+
+    def closed_zones(self, giver: NodeId) -> set[str]:
+        """Zones whose nodes can have none of ``giver``'s shards: all of them would crowd there. Where zones are of unlike
+        size these are most of the emptiest nodes, and asking each of them makes planning quadratic."""
+        blocked: Counter[str] = Counter()
+        for shard in self.shards_of[giver]:
+            used = Counter(self.zones[node] for node in self.holders[shard])
+            crowd = used[self.zones[giver]] - 1
+            used[self.zones[giver]] = 0
+            blocked.update(zone for zone, count in used.items() if count > crowd)
+        return {zone for zone, count in blocked.items() if count == len(self.shards_of[giver])}
 
     def movable(self, giver: NodeId, taker: NodeId) -> int | None:
         fitting = (
@@ -177,8 +224,13 @@ class _Work:
             for shard in self.shards_of[giver]
             if taker not in self.holders[shard] and self.zone_use(shard, taker, giver) <= self.crowd(shard, giver)
         )
-        # Which one goes is settled as in rendezvous hashing: at random as to the shards' history, the same everywhere.
-        return min(fitting, key=lambda shard: (xxhash.xxh64_intdigest(f"{shard}/{taker}"), shard), default=None)
+        # One that has to be fetched in any case first: it costs nothing. Else which one goes is settled as in rendezvous
+        # hashing: at random as to the shards' history, the same everywhere.
+        return min(
+            fitting,
+            key=lambda shard: (giver in self.before[shard], xxhash.xxh64_intdigest(f"{shard}/{taker}"), shard),
+            default=None,
+        )
 
 
 def loads(placement: Placement) -> Counter[NodeId]:

@@ -118,3 +118,21 @@ def test_a_thousand_nodes_and_16384_shards_stay_level() -> None:
     after = place(before, [*nodes, Target(NodeId("node-1000"), "z0")], 3)
     assert spread(before) <= 2
     assert 40 <= sum(len(taken) for taken in moved(before, after).values()) <= 60
+
+
+@pytest.mark.parametrize("zones", [0, 10])
+def test_when_a_rack_leaves_nothing_moves_but_what_it_held(zones: int) -> None:
+    nodes = targets(60, zones)
+    before = place([()] * 600, nodes, 3)
+    gone = {target.node for target in targets(60, 10) if target.zone == "z3"}
+    after = place(before, [target for target in nodes if target.node not in gone], 3)
+    fetched = sum(len(new) for new in moved(before, after).values())
+    assert fetched == sum(node in gone for holders in before for node in holders)
+    assert spread(after) <= 1
+
+
+def test_a_zone_of_half_the_size_is_levelled_within_itself() -> None:
+    nodes = [Target(NodeId(f"node-{i}"), "abcab"[i % 5]) for i in range(50)]
+    found = loads(place([()] * 400, nodes, 3))
+    by_zone = {zone: [found[t.node] for t in nodes if t.zone == zone] for zone in "abc"}
+    assert all(sum(counts) == 400 and max(counts) - min(counts) <= 1 for counts in by_zone.values())
