@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import pytest
 from tests.support.cluster_process import ClusterProcess
 
 pytestmark = pytest.mark.slow
+
+WRITE_TIMEOUT_S = 6.0
 
 
 @pytest.fixture
@@ -25,8 +28,10 @@ def test_three_nodes_elect_one_leader_and_every_node_recalls_what_any_stored(clu
     cluster.start()
     cluster.wait(
         "all nodes name the same leader",
-        lambda: len({cluster.status(number)["leader"] for number in range(3)} - {None}) == 1
-        and cluster.status(0)["leader"] == cluster.status(1)["leader"] == cluster.status(2)["leader"],
+        lambda: (
+            len({cluster.status(number)["leader"] for number in range(3)} - {None}) == 1
+            and cluster.status(0)["leader"] == cluster.status(1)["leader"] == cluster.status(2)["leader"]
+        ),
     )
     for number in range(9):
         cluster.store(number % 3, "ann", f"fact number {number} about herons")
@@ -115,7 +120,9 @@ def test_a_cluster_without_any_disk_comes_back_from_the_bucket(cluster: ClusterP
     ids = {f"agent-{number}": cluster.store(number % 3, f"agent-{number}", f"fact {number}") for number in range(20)}
     filled = sum(copy["documents"] > 0 for copy in cluster.digests(0).values())
     bucket = cluster.directory / "bucket"
-    cluster.wait("segments of all shards with rows", lambda: len({path.parent for path in bucket.rglob("*.seg*")}) == filled)
+    cluster.wait(
+        "segments of all shards with rows", lambda: len({path.parent for path in bucket.rglob("*.seg*")}) == filled
+    )
     for node in cluster.nodes:
         node.stop()
     for number in range(3):
@@ -164,3 +171,31 @@ def test_a_node_of_another_cluster_or_without_the_secret_is_not_let_in(cluster: 
         assert stranger.status(0)["node_count"] == 1
     finally:
         stranger.stop()
+
+
+def test_a_node_that_was_frozen_gets_what_it_missed_and_shows_it(cluster: ClusterProcess) -> None:
+    cluster.start()
+    agents = [f"agent-{number}" for number in range(6)]
+    for agent in agents:
+        cluster.store(0, agent, "before the freeze")
+        assert cluster.call(2, "GET", f"/v1/agents/{agent}/memories")[0] == 200
+    doomed = {agent: cluster.store(0, agent, "to be forgotten") for agent in agents}
+    os.kill(cluster.nodes[2].pid, signal.SIGSTOP)
+    for number in range(30):
+        cluster.store(number % 2, agents[number % 6], f"written while one is frozen, {number}")
+    for agent, memory_id in doomed.items():
+        assert cluster.call(0, "POST", "/v1/memory/forget", {"agent_id": agent, "memory_ids": [memory_id]})[0] == 200
+    cluster.wait("the others notice", lambda: cluster.status(0)["alive_nodes"] == 2)
+    for number in range(30, 60):
+        cluster.store(number % 2, agents[number % 6], f"written without it, {number}")
+    time.sleep(WRITE_TIMEOUT_S)  # what the frozen node was sent must have been given up
+    os.kill(cluster.nodes[2].pid, signal.SIGCONT)
+    cluster.wait("it is back", lambda: cluster.status(0)["alive_nodes"] == 3)
+    cluster.wait_equal([0, 1, 2])
+    for agent in agents:
+        shown = [
+            {memory["content"] for memory in cluster.call(number, "GET", f"/v1/agents/{agent}/memories?limit=100")[1]}
+            for number in range(3)
+        ]
+        assert shown[0] == shown[1] == shown[2]
+        assert len(shown[0]) == 11

@@ -38,15 +38,16 @@ class ClusterProcess:
     def __init__(self, directory: Path, count: int = 3, env: dict[str, str] | None = None) -> None:
         self.directory = directory
         self.nodes: list[NodeProcess] = []
-        self._gossip: list[int] = []
+        self._gossip = [free_gossip_port() for _ in range(count)]
         self._env = env or {}
         for _ in range(count):
             self._add()
 
     def _add(self) -> NodeProcess:
         number = len(self.nodes)
-        self._gossip.append(free_gossip_port())
-        seeds = self._gossip[:-1] or [free_gossip_port()]
+        if number == len(self._gossip):
+            self._gossip.append(free_gossip_port())
+        seeds = [port for other, port in enumerate(self._gossip) if other != number]
         node = NodeProcess(
             self.directory / f"node-{number}.log",
             {
@@ -56,7 +57,7 @@ class ClusterProcess:
                 "DAKERA_CLUSTER_MODE": "true",
                 "DAKERA_NODE_ID": f"node-{number}",
                 "DAKERA_CLUSTER_SEEDS": ",".join(f"127.0.0.1:{port}" for port in seeds),
-                "DAKERA_GOSSIP_BIND": f"127.0.0.1:{self._gossip[-1]}",
+                "DAKERA_GOSSIP_BIND": f"127.0.0.1:{self._gossip[number]}",
                 "DAKERA_CLUSTER_SECRET": "a secret of the test",
                 "DAKERA_REBALANCE_DELAY_SECS": "5",
                 "DAKERA_SEGMENT_INTERVAL_SECS": "1",
