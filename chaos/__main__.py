@@ -3,6 +3,7 @@
     sim       run seeded simulations of whole clusters       --seed S [--trace] | --seeds N [--first S] [--jobs J]
     mutants   re-plant known bugs and see them caught         [--seeds N] [--only NAME ...]
     live      real processes, real faults, checked histories  [--nemesis A,B] [--duration S] [--seed S] [--nodes N]
+    figures   measure what is promised of failovers           [--only A,B]
 
 Exit status 0: every promise held (every mutant was caught). A failing seed prints the one command that replays it.
 """

@@ -5,12 +5,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from chaos.live import nemesis
+from chaos.live.cluster import ClusterOptions
+from chaos.live.figures import MEASUREMENTS, measure
 from chaos.live.picture import draw
 from chaos.live.report import show, write_report
 from chaos.live.run import RunOptions, run_live
@@ -28,8 +34,14 @@ def add_commands(commands: Any) -> None:
     )
     live.add_argument("--duration", type=float, default=60.0, metavar="S", help="seconds of load (default 60)")
     live.add_argument("--rate", type=float, default=30.0, help="operations a second (default 30)")
-    live.add_argument("--clients", type=int, default=8, help="clients (default 8)")
+    live.add_argument("--clients", type=int, default=32, help="clients (default 32)")
     live.set_defaults(run=_live)
+    measured = commands.add_parser(
+        "figures", help="detection, failover, minorities, lost disks, an absent bucket: measured"
+    )
+    _common(measured)
+    measured.add_argument("--only", default=",".join(MEASUREMENTS), help=f"of {', '.join(MEASUREMENTS)} (default all)")
+    measured.set_defaults(run=_figures)
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +66,7 @@ def _live(options: argparse.Namespace) -> int:
     strangers = [name for name in names if name not in nemesis.NEMESES]
     if strangers:
         raise SystemExit(f"no such nemesis: {', '.join(strangers)}; there are {', '.join(nemesis.NEMESES)}")
+    console = Console(highlight=False)
     run = RunOptions(
         nodes=options.nodes,
         nemeses=names,
@@ -63,16 +76,10 @@ def _live(options: argparse.Namespace) -> int:
         clients=options.clients,
         bucket=options.bucket,
         network=options.network,
-        env=dict(item.split("=", 1) for item in options.env),
+        env=_settings(options),
     )
     out = _fresh(options.out)
-    console = Console(highlight=False)
-    began = time.monotonic()
-
-    def say(text: str) -> None:
-        console.print(f"{time.monotonic() - began:7.1f} s  {text}", markup=False)
-
-    result = asyncio.run(run_live(run, out, say))
+    result = asyncio.run(run_live(run, out, _teller(console)))
     made = write_report(result, out)
     show(result, made, console)
     without = draw(result, out / "timeline.png")
@@ -80,3 +87,39 @@ def _live(options: argparse.Namespace) -> int:
         console.print(f"no picture: {without}")
     console.print(f"files: {out}")
     return 0 if result.passed else EXIT_BROKEN
+
+
+def _figures(options: argparse.Namespace) -> int:
+    names = [name for name in options.only.split(",") if name]
+    strangers = [name for name in names if name not in MEASUREMENTS]
+    if strangers:
+        raise SystemExit(f"no such measurement: {', '.join(strangers)}; there are {', '.join(MEASUREMENTS)}")
+    cluster = ClusterOptions(
+        nodes=options.nodes, bucket=options.bucket, network=options.network, env=_settings(options)
+    )
+    out = _fresh(options.out)
+    console = Console(highlight=False)
+    figures = asyncio.run(measure(names, cluster, options.seed, out, _teller(console)))
+    (out / "figures.json").write_bytes(msgspec.json.format(msgspec.json.encode(figures)))
+    table = Table()
+    for name in ("figure", "promised", "seen", ""):
+        table.add_column(name)
+    words = {True: "[green]holds[/]", False: "[bold red]BROKEN[/]", None: "not measured"}
+    for figure in figures:
+        table.add_row(figure.name, figure.promised, escape(figure.seen), words[figure.holds])
+    console.print(table)
+    console.print(f"files: {out}")
+    return EXIT_BROKEN if any(figure.holds is False for figure in figures) else 0
+
+
+def _settings(options: argparse.Namespace) -> dict[str, str]:
+    return dict(item.split("=", 1) for item in options.env)
+
+
+def _teller(console: Console) -> Callable[[str], None]:
+    began = time.monotonic()
+
+    def say(text: str) -> None:
+        console.print(f"{time.monotonic() - began:7.1f} s  {text}", markup=False)
+
+    return say

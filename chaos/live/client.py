@@ -18,6 +18,8 @@ from chaos.live.history import Attempt, Outcome, overall
 
 TIMEOUT_S = 6.0
 """Of one attempt: longer than a coordinator waits for a quorum, so that the cluster says itself what happened."""
+PROBE_EVERY_S = 0.5
+PROBE_TIMEOUT_S = 1.0
 _CERTAIN_STATUSES = frozenset({400, 401, 403, 404, 405, 409, 413, 415, 422, 429})
 
 
@@ -41,31 +43,63 @@ class Answer(NamedTuple):
 
 
 class Client:
-    """Requests round robin over the nodes, as a balancer would send them; ``timeout_s`` bounds one attempt."""
+    """Requests round robin over the nodes; ``timeout_s`` bounds one attempt.
+
+    With `watch_for_hangs` a node that accepts connections and answers nothing leaves the turn until it does, as any balancer
+    would see to it: otherwise all clients soon wait for that one node, and the others are tested no more. A node that refuses
+    connections stays, because what clients do then is what is tested.
+    """
 
     def __init__(self, urls: Mapping[str, str], timeout_s: float = TIMEOUT_S) -> None:
         self._urls = dict(urls)
         self._nodes: Sequence[str] = list(urls)
         self._turn = 0
+        self._hanging: set[str] = set()
+        self._probes: list[asyncio.Task[None]] = []
         self._session = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=timeout_s, connect=min(2.0, timeout_s)),
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
         )
 
+    def watch_for_hangs(self) -> None:
+        """Ask every node for its health all the time, until `close`."""
+        self._probes = [asyncio.create_task(self._probe(node)) for node in self._nodes]
+
+    async def _probe(self, node: str) -> None:
+        timeout = aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S)
+        while True:
+            try:
+                async with self._session.get(f"{self._urls[node]}/health", timeout=timeout):
+                    self._hanging.discard(node)
+            except TimeoutError:
+                self._hanging.add(node)
+            except (aiohttp.ClientError, OSError):
+                self._hanging.discard(node)
+            await asyncio.sleep(PROBE_EVERY_S)
+
     async def close(self) -> None:
+        for probe in self._probes:
+            probe.cancel()
+        await asyncio.gather(*self._probes, return_exceptions=True)
         await self._session.close()
+
+    def _next(self, after: str | None = None) -> str:
+        """Whose turn it is; a node that hangs is passed over as long as another does not."""
+        place = self._nodes.index(after) + 1 if after is not None else self._turn
+        if after is None:
+            self._turn += 1
+        order = [self._nodes[(place + step) % len(self._nodes)] for step in range(len(self._nodes))]
+        return next((node for node in order if node not in self._hanging), order[0])
 
     async def ask(self, request: Request, *, node: str | None = None, attempts: int = 2) -> Answer:
         """Send it to ``node`` (None: the next in turn), and once more to the one after when that did not answer well."""
-        if node is None:
-            node = self._nodes[self._turn % len(self._nodes)]
-            self._turn += 1
-        place = self._nodes.index(node)
+        target = node if node is not None else self._next()
         made: list[Attempt] = []
         body: Any = None
-        for step in range(attempts):
-            attempt, body = await self._once(request, self._nodes[(place + step) % len(self._nodes)])
+        while len(made) < attempts:
+            attempt, body = await self._once(request, target)
             made.append(attempt)
+            target = self._next(after=target)
             if attempt.outcome is Outcome.OK or attempt.status in _CERTAIN_STATUSES - {429}:
                 break
         outcome = overall(made)

@@ -43,7 +43,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     duration_s: float = 60.0
     seed: int = 0
     rate: float = 30.0
-    clients: int = 8
+    clients: int = 32
     bucket: str = "dir"
     network: str = "auto"
     env: dict[str, str] = {}

@@ -78,7 +78,7 @@ _MIX: tuple[tuple[Kind, float], ...] = (
     (Kind.RECALL, 0.12),
 )
 SHARED_KEYS = 12
-OWN_KEYS = 24
+OWN_KEYS = 6
 """Memories a client has in hand at once; it takes up new ones as it goes."""
 RENEW_EVERY = 6
 """One write in so many takes up a new memory, so that old ones rest and are only read."""
@@ -92,7 +92,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     urls: dict[str, str]
     out: str
     seed: int = 0
-    clients: int = 8
+    clients: int = 32
     agents: int = 6
     rate: float = 30.0
     duration_s: float = 60.0
@@ -149,6 +149,7 @@ class _Runner:
         self._stop.set()
 
     async def run(self) -> None:
+        self._client.watch_for_hangs()
         deadline = time.monotonic() + self._load.duration_s
         await asyncio.gather(*(self._one(client, deadline) for client in range(self._load.clients)))
         await self._client.close()
