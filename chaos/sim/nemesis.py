@@ -24,6 +24,8 @@ BRISK_MS = 55_000.0
 AGEING_MS = 90_000.0
 SLOW_DISK_MS = 150.0
 SLOW_SOURCE_MS = 2_500.0
+REFILL_MS = 1_500.0
+"""After a disk was lost, rows are fetched this slowly: the time in which an empty replica must not be believed."""
 
 
 class Mood(enum.Enum):
@@ -60,8 +62,8 @@ class Nemesis:
             self._weather: (2, 2, 1),
             self._long_crash: (1, 1, 4),
             self._lose_disk: (2, 1, 1),
-            self._grow: (1, 4, 1),
-            self._drain: (1, 6, 3),
+            self._grow: (1, 4, 3),
+            self._drain: (1, 6, 6),
             self._slow_source: (1, 3, 1),
             self._cut_leader: (2, 1, 1),
             self._delete_lease: (1, 1, 1),
@@ -180,6 +182,7 @@ class Nemesis:
         node = self._rng.choice(up)
         node.crash()
         node.disk.destroy()
+        world.transfer_delay_ms = max(world.transfer_delay_ms, REFILL_MS)
         world.checkers.counts["disks lost"] += 1
         world.trace(node.name, f"disk lost, new disk {node.disk.identity}")
         self._restart_later(node, self._rng.uniform(300, 20_000))
