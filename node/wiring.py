@@ -19,7 +19,9 @@ import time
 from functools import partial
 from pathlib import Path
 
-from dakera_cluster.api.server import ApiServer, make_app
+from prometheus_client import CollectorRegistry
+
+from dakera_cluster.api.server import RUNTIME, ApiServer, make_app
 from dakera_cluster.api.settings import ApiSettings
 from dakera_cluster.cluster.birth import join_bucket
 from dakera_cluster.cluster.catalog import Catalog
@@ -54,6 +56,7 @@ from dakera_cluster.memory.activity import ActivityStatus
 from dakera_cluster.memory.agents import Agents
 from dakera_cluster.memory.consolidate import Consolidation
 from dakera_cluster.memory.core import Core, MemorySettings
+from dakera_cluster.memory.events import EventBus
 from dakera_cluster.memory.expiry import Expiry
 from dakera_cluster.memory.feedback import Feedback
 from dakera_cluster.memory.keys import Keys
@@ -88,6 +91,7 @@ from dakera_cluster.storage.objects import ObjectStore
 from dakera_cluster.storage.rocks import RowStoreSettings
 from dakera_cluster.storage.rows import RowStore, StoreState
 from node.identity import Identity, take_identity
+from node.shared import Shared
 
 log = logging.getLogger(__name__)
 
@@ -221,11 +225,16 @@ async def start_node(settings: Settings, stack: contextlib.AsyncExitStack, stop:
 
     embedder = await _embedder(settings)
     stack.push_async_callback(embedder.close)
+    shared = Shared(settings, runtime.cluster_id if runtime is not None else identity.node, stack)
+    events = EventBus(wall_ms)
+    shared.add_events(events)
+    if isinstance(embedder, Embedder):
+        shared.add_embeddings(embedder)
     memory_settings = MemorySettings(
         rrf_k=settings.retrieval.rrf_k,
         bm25_enabled=settings.retrieval.bm25_enabled,
     )
-    core = Core(router, replicator, catalog, embedder, wall_ms, memory_settings)
+    core = Core(router, replicator, catalog, embedder, wall_ms, memory_settings, events)
     notes = UsageNotes(core, node_tag(identity.node))
     notes.start()
     stack.push_async_callback(notes.close)
@@ -246,6 +255,7 @@ async def start_node(settings: Settings, stack: contextlib.AsyncExitStack, stop:
         runtime.leadership if runtime is not None else None,
         runtime,
         replication.progress if replication is not None else None,
+        shared.healthy,
     )
     if runtime is not None and replication is not None:
         _register_portrait(runtime.server, portrait)
@@ -255,7 +265,12 @@ async def start_node(settings: Settings, stack: contextlib.AsyncExitStack, stop:
         status.add_check("restore", lambda: (not rescue.waiting, f"{rescue.waiting} shards are being restored"))
         status.add_check("map", partial(_map_check, maps, holdings, identity.node))
     services = await _services(identity.node, core, notes, status, objects, portrait, stack)
-    app = make_app(services, _api_settings(settings), request_shutdown=stop.set)
+    registry = CollectorRegistry()
+    registry.register(shared.metrics)
+    app = make_app(services, _api_settings(settings), registry=registry, request_shutdown=stop.set)
+    shared.add_limits(app[RUNTIME].limiter, app[RUNTIME].monotonic)
+    if shared.configured:
+        status.add_check("redis", shared.check)
     server = ApiServer(app)
     node = Node(services, server, settings.drain_s)
     status.add_check("storage", lambda: (store.state is StoreState.OPEN, store.failure))
@@ -406,6 +421,7 @@ async def _services(
         keys=api_keys,
         status=ActivityStatus(core, status),
         cluster=portrait,
+        events=core.events,
     )
 
 

@@ -25,6 +25,7 @@ from dakera_cluster.api.limits import Allowance
 from dakera_cluster.api.metrics import UNKNOWN_PATH
 from dakera_cluster.api.route import Call, NoBody, Raw, Route
 from dakera_cluster.api.runtime import Runtime
+from dakera_cluster.api.streams import EventStream
 from dakera_cluster.cluster import levels
 from dakera_cluster.model.errors import (
     AuthenticationRequiredError,
@@ -82,7 +83,9 @@ class Endpoint:
                 runtime.admission.enter()
                 admitted = True
             answer = await self._work(http, exchange)
-            return await exchange.succeed(answer)
+            if not isinstance(answer, EventStream):
+                return await exchange.succeed(answer)
+            response = await answer.open(exchange.stream_headers())
         except DakeraError as error:
             return exchange.fail(error)
         except Exception:
@@ -92,6 +95,9 @@ class Endpoint:
             if admitted:
                 runtime.admission.leave()
             exchange.finish()
+        # A stream is counted as answered when it begins: what follows has no time limit and takes no place.
+        await answer.run()
+        return response
 
     async def _work(self, http: web.Request, exchange: Exchange) -> Any:
         """The handler's answer. Raises the errors of the tree."""
@@ -260,6 +266,10 @@ class Exchange:
             caller = self.key_id or anonymous(self._http, Scope.NONE).bucket
             allowance = runtime.limiter.peek(caller, self.started)
         return runtime.headers.base(self._http, self.request_id, allowance, runtime.clock())
+
+    def stream_headers(self) -> CIMultiDict[str]:
+        self._status = _HTTP_OK
+        return self._headers()
 
     async def succeed(self, answer: Any) -> web.StreamResponse:
         if isinstance(answer, web.StreamResponse):

@@ -42,8 +42,10 @@ class Job(msgspec.Struct):
 
 
 class Jobs:
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], announce: Callable[[Job], None] = lambda job: None) -> None:
+        """``announce`` is told of every change of a job's status."""
         self._clock = clock
+        self._announce = announce
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._turn = asyncio.Semaphore(MAX_RUNNING)
@@ -72,6 +74,7 @@ class Jobs:
             raise OverloadedError(f"{len(self._tasks)} jobs wait; retry when some have ended", retry_after_s=RETRY_S)
         job = Job(f"job_{uuid.uuid4().hex}", job_type, PENDING, int(self._clock()), metadata=metadata)
         self._jobs[job.id] = job
+        self._announce(job)
         while len(self._jobs) > MAX_JOBS:
             self._jobs.popitem(last=False)
         self._tasks[job.id] = asyncio.create_task(self._run(job, work), name=job.id)
@@ -81,6 +84,7 @@ class Jobs:
         try:
             async with self._turn:
                 job.status, job.started_at = RUNNING, int(self._clock())
+                self._announce(job)
                 await work(job)
             job.status, job.progress = COMPLETED, 100
         except DakeraError as error:
@@ -94,6 +98,7 @@ class Jobs:
         finally:
             job.completed_at = int(self._clock())
             del self._tasks[job.id]
+            self._announce(job)
 
     async def close(self) -> None:
         """Cancel what runs and wait for it."""

@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 from dakera_cluster.api import answers, bodies, vector_answers, vector_bodies
-from dakera_cluster.api.handlers import cluster, keys, memory, ops, sessions
+from dakera_cluster.api.handlers import cluster, events, keys, memory, ops, sessions
 from dakera_cluster.api.jobs import Job
 from dakera_cluster.api.route import Route, rows
+from dakera_cluster.api.streams import CONTENT_TYPE
 from dakera_cluster.api.vector_routes import NAMESPACES, TEXTS, VECTORS
 from dakera_cluster.memory.requests import (
     ConsolidateQuery,
@@ -357,6 +358,21 @@ CLUSTER = rows(
     ),
 )  # fmt: skip
 
+_EVENTS: dict[str, Any] = {"answer": str, "answer_type": CONTENT_TYPE}
+
+EVENTS = rows(
+    "Events",
+    (
+        "GET", "/v1/events/stream", Scope.READ, events.memories, "Memory events of all nodes, as they happen",
+        {"query": bodies.AgentQuery, **_EVENTS, **_BY_QUERY},
+    ),
+    ("GET", f"{_NS}/events", Scope.READ, events.namespace, "Events of a namespace", {**_EVENTS, **_BY_NS}),
+    (
+        "GET", "/ops/events", Scope.ADMIN, events.system, "Events of the nodes and all namespaces",
+        {**_EVENTS, "node_wide": True},
+    ),
+)  # fmt: skip
+
 ROUTES: tuple[Route, ...] = (
     *HEALTH,
     *OPS,
@@ -369,4 +385,5 @@ ROUTES: tuple[Route, ...] = (
     *TEXTS,
     *KEYS,
     *CLUSTER,
+    *EVENTS,
 )

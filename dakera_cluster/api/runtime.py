@@ -12,10 +12,11 @@ from prometheus_client import CollectorRegistry
 from dakera_cluster import __version__
 from dakera_cluster.api.auth import Authenticator
 from dakera_cluster.api.headers import HeaderPolicy
-from dakera_cluster.api.jobs import Jobs
+from dakera_cluster.api.jobs import Job, Jobs
 from dakera_cluster.api.limits import Admission, RateLimiter
 from dakera_cluster.api.metrics import ApiMetrics
 from dakera_cluster.api.settings import ApiSettings
+from dakera_cluster.memory.events import EVERY_NAMESPACE
 from dakera_cluster.memory.services import Services
 
 
@@ -47,5 +48,16 @@ class Runtime:
             max_agents=settings.max_metric_agents,
             totals=services.status.totals,
         )
-        self.jobs = Jobs(clock)
+        self.jobs = Jobs(clock, self._tell_of)
+        self.streams = 0
         self.encode: Callable[[Any], bytes] = msgspec.json.Encoder().encode
+
+    def _tell_of(self, job: Job) -> None:
+        self.services.events.system(
+            "job_progress",
+            job.metadata.get("namespace", EVERY_NAMESPACE),
+            job_id=job.id,
+            job_type=job.job_type,
+            progress=job.progress,
+            status=job.status,
+        )

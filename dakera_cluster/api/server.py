@@ -57,6 +57,10 @@ def make_app(
     async def close(_: web.Application) -> None:
         await runtime.jobs.close()
 
+    async def end_streams(_: web.Application) -> None:
+        runtime.services.events.close()
+
+    app.on_shutdown.append(end_streams)
     app.on_cleanup.append(close)
     return app
 
@@ -115,6 +119,8 @@ class ApiServer:
         """Accept no more connections and wait for requests in flight; False when some did not end in time."""
         assert self._site is not None
         await self._site.stop()
+        # Streams never end by themselves; their clients connect again, to a node that stays.
+        self._app[RUNTIME].services.events.close()
         admission = self._app[RUNTIME].admission
         try:
             async with asyncio.timeout(self._settings.drain_timeout_s):

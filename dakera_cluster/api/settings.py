@@ -37,6 +37,12 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Requests at least this slow are logged as warnings; 0 turns it off."""
     access_log: bool = True
     keepalive_timeout_s: float = 75.0
+    max_streams: int = 256
+    """Event streams open at once; more are answered 503 with Retry-After."""
+    stream_heartbeat_s: float = 15.0
+    """Silence after which a stream gets a comment line, and its key is looked at again: under the idle limit of balancers."""
+    stream_write_timeout_s: float = 30.0
+    """How long a client may take to accept what is written before its stream is ended."""
     drain_timeout_s: float = 30.0
     """How long a stopping server waits for requests in flight."""
     max_header_bytes: int = 32_768

@@ -34,6 +34,7 @@ FLUSH_INTERVAL_S = 0.05
 SHORTEST_INTERVAL_S = 0.01
 """Between two flushes, however urgent: bounds what telling costs a node to 100 commands a second."""
 CLOSE_TIMEOUT_S = 1.0
+"""A cancellation can get lost in the client library (asyncio.wait_for on Python 3.11): closing goes on then."""
 CALLERS_PER_FLUSH = 500
 KEY_PREFIX = b"limit:"
 CHARGE = """

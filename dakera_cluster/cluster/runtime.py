@@ -119,6 +119,10 @@ class Runtime:
             random.Random(secrets.randbits(64)),
         )
 
+    @property
+    def cluster_id(self) -> str:
+        return self._cluster_id
+
     def register(self) -> None:
         """Offer the runtime's own services; others register theirs before `start`."""
         self.server.register(SHARD, shard_service(self._gate))

@@ -28,6 +28,7 @@ class Job:
         "chars",
         "done",
         "dropped",
+        "given",
         "kind",
         "left",
         "loop",
@@ -49,6 +50,7 @@ class Job:
         self.chars = sum(map(len, texts))
         self.left = len(texts)
         self.dropped = False
+        self.given = False  # filled from what another node computed
         # In order of length, so that what is taken together pads little; the longest first, to be popped from the end.
         self.pending = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
 

@@ -5,6 +5,7 @@ How it runs. `embed` puts a request's texts on one of two queues and waits. The 
 meanwhile, all in one batch. So a query waits for one pass at most, however many texts are being stored, and passages get
 every second pass at least, however many queries come. Requests that arrive during a pass are joined in the next.
 The thread takes its own work and needs no turn of the event loop between passes: a busy loop does not idle the model.
+A query that has to wait also asks what other nodes have computed (`shared`); the first answer counts.
 
 Invariants: a request is answered once, with all its texts or an error; a cancelled or timed-out request costs no further
 pass; the queues are bounded, and over the bound a request is refused at once with OverloadedError.
@@ -32,6 +33,7 @@ from dakera_cluster.inference.embedder import MAX_TEXT_CHARS_PER_TOKEN, Device, 
 from dakera_cluster.inference.encoding import Encoded
 from dakera_cluster.inference.models import ModelFormatError, ModelSpec, Precision, TextKind, resolve
 from dakera_cluster.inference.passages import passages
+from dakera_cluster.inference.shared import SharedEmbeddings
 from dakera_cluster.inference.sources import HashMismatchError
 from dakera_cluster.model.errors import (
     DakeraError,
@@ -100,6 +102,9 @@ class Embedder:
             TextKind.QUERY: EmbeddingCache(settings.query_cache_bytes),
             TextKind.PASSAGE: EmbeddingCache(settings.passage_cache_bytes),
         }
+        self._shared: SharedEmbeddings | None = None
+        self._looking: set[asyncio.Task[None]] = set()
+        self._encoding = False
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
         self._closing = False
@@ -134,6 +139,9 @@ class Embedder:
         self._misses += len(missing)
         if missing:
             job = Job(list(missing.values()), kind, tokens, self.dimension)
+            shared = self._shared if kind is TextKind.QUERY else None
+            if shared is not None and self._is_busy:
+                self._start_looking(shared, job, list(missing))
             await self._compute(job, timeout_ms)
             for index, key in enumerate(missing):
                 # A copy: a row of a large request must not keep the whole request's array alive.
@@ -141,6 +149,8 @@ class Embedder:
                 vector.flags.writeable = False
                 found[key] = CachedText(vector, job.token_vectors[index])
                 cache.put(key, found[key])
+                if shared is not None and not job.given:
+                    shared.put(key, found[key])
         vectors = np.empty((len(texts), self.dimension), np.float32)
         for row, key in enumerate(keys):
             vectors[row] = found[key].vector
@@ -148,6 +158,10 @@ class Embedder:
         if not tokens:
             return Encoded(vectors)
         return Encoded(vectors, [entry.tokens for key in keys if (entry := found[key]).tokens is not None])
+
+    def share(self, shared: SharedEmbeddings) -> None:
+        """Use what other nodes have computed, from now on."""
+        self._shared = shared
 
     def passages(self, text: str, overlap_tokens: int, max_tokens: int | None = None) -> list[tuple[int, int]]:
         """Character ranges that cut `text` to what the model reads at once (`max_tokens` at most, special tokens and
@@ -228,6 +242,31 @@ class Embedder:
                 self._dropped += 1
             raise
 
+    @property
+    def _is_busy(self) -> bool:
+        """Whether a query that comes now has to wait for the model."""
+        return self._encoding or any(queue.texts for queue in self._queues.values())
+
+    def _start_looking(self, shared: SharedEmbeddings, job: Job, keys: list[bytes]) -> None:
+        task = asyncio.create_task(self._look_up(shared, job, keys))
+        self._looking.add(task)
+        task.add_done_callback(self._looking.discard)
+
+    async def _look_up(self, shared: SharedEmbeddings, job: Job, keys: list[bytes]) -> None:
+        """Answer a job that still waits for the model with what other nodes have computed, if they have all of it."""
+        entries = await shared.get(keys, job.tokens)
+        if entries is None:
+            return
+        with self._lock:
+            if job.done.done() or len(job.pending) < len(job.texts):
+                return
+            self._queues[job.kind].drop(job)
+        for row, entry in enumerate(entries):
+            job.vectors[row] = entry.vector
+            job.token_vectors[row] = entry.tokens
+        job.given = True
+        job.settle()
+
     def _retry_after_s(self, waiting: int) -> int:
         rate = self._texts / self._busy_s if self._busy_s else math.inf
         return max(1, min(MAX_RETRY_AFTER_S, math.ceil(waiting / rate)))
@@ -238,10 +277,12 @@ class Embedder:
         queries, stored = self._queues[TextKind.QUERY], self._queues[TextKind.PASSAGE]
         while True:
             with self._work:
+                self._encoding = False
                 while not (queries.texts or stored.texts or self._closing):
                     self._work.wait()
                 if self._closing:
                     return
+                self._encoding = True
             self._serve_queries()
             with self._lock:
                 work = stored.take(self._settings.slice_tokens)

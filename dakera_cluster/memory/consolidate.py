@@ -61,6 +61,7 @@ class Consolidation:
         removed = [memory.id for cluster in found for memory in cluster[1:]]
         if removed and not query.dry_run:
             await self._core.delete(namespace, removed)
+            self._core.events.forgotten(agent_id, removed)
         before = (await self._core.select(namespace, None, limit=0)).total + (0 if query.dry_run else len(removed))
         step = ConsolidationStep("cluster", before, before - len(removed), (time.perf_counter() - started) * 1000)
         return Consolidated(
@@ -84,6 +85,7 @@ class Consolidation:
         if dry_run:
             return Consolidated(consolidated_count=1, source_memory_ids=wanted)
         summary = (await self._memories.store(agent_id, [summarised(sources)])).memories[0]
+        self._core.events.consolidated(agent_id, summary)
         return Consolidated(consolidated_count=1, new_memories=[summary.id], source_memory_ids=wanted, summary=summary)
 
     async def compress(self, agent_id: str) -> Compressed:
@@ -101,8 +103,11 @@ class Consolidation:
             # The summary is durable before its sources go: a crash between the two leaves both, never neither.
             stored = await self._memories.store(agent_id, [summarised(some)])
             made.append(stored.memories[0].id)
-            await self._core.delete(namespace, [memory.id for memory in some])
-            gone.extend(memory.id for memory in some)
+            originals = [memory.id for memory in some]
+            await self._core.delete(namespace, originals)
+            self._core.events.forgotten(agent_id, originals)
+            self._core.events.consolidated(agent_id, stored.memories[0])
+            gone.extend(originals)
         return Compressed(
             memories_before=before,
             memories_after=before - len(gone) + len(made),

@@ -25,6 +25,7 @@ from dakera_cluster.cluster.router import Router
 from dakera_cluster.inference.encoding import Encoded
 from dakera_cluster.inference.models import TextKind
 from dakera_cluster.inference.service import Embedder, UnavailableEmbedder
+from dakera_cluster.memory.events import EventBus
 from dakera_cluster.memory.requests import MAX_TOP_K
 from dakera_cluster.model.errors import EmptyVectorError, InvalidRequestError, NamespaceNotFoundError
 from dakera_cluster.model.hlc import Stamp
@@ -72,6 +73,7 @@ class Core:
         embedder: Embedder | UnavailableEmbedder,
         now_ms: Callable[[], int],
         settings: MemorySettings,
+        events: EventBus,
     ) -> None:
         self.router = router
         self.replicator = replicator
@@ -79,6 +81,7 @@ class Core:
         self.embedder = embedder
         self.now_ms = now_ms
         self.settings = settings
+        self.events = events
         self.pieces = writing.PieceRules(embedder.pieces)
 
     @property

@@ -26,6 +26,9 @@ QUEUED_EVENTS = 1_024
 QUEUED_BYTES = 4 << 20
 """Of one listener, before it loses its oldest events."""
 LAG_HINT = "this stream did not keep up and lost events; read what you need again, or reconnect"
+EVERY_NAMESPACE = "*"
+UPSERTED = "upserted"
+DELETED = "deleted"
 VECTORS_WORTH_TELLING = 100
 """A change of at most so many vectors is not told."""
 
@@ -73,6 +76,7 @@ class Relay(Protocol):
 
     def send(self, event: Event) -> None: ...
     def listeners_changed(self, count: int) -> None: ...
+    async def ready(self) -> None: ...
 
 
 class BusStats(msgspec.Struct, frozen=True):
@@ -158,6 +162,11 @@ class EventBus:
         self._listeners_changed()
         return subscription
 
+    async def ready(self) -> None:
+        """Return when listeners here hear the other nodes, or when that cannot be waited for."""
+        if self._relay is not None:
+            await self._relay.ready()
+
     def forget(self, subscription: Subscription) -> None:
         if subscription in self._subscriptions:
             self._subscriptions.remove(subscription)
@@ -215,14 +224,14 @@ class EventBus:
         self.system("namespace_deleted", namespace)
 
     def vectors_mutated(self, namespace: str, op: str, count: int) -> None:
-        """``op``: upserted or deleted. Only large changes are told."""
+        """``op``: UPSERTED or DELETED. Only large changes are told."""
         if count > VECTORS_WORTH_TELLING:
             self.system("vectors_mutated", namespace, op=op, count=count)
 
     def system(self, kind: str, namespace: str, **fields: Any) -> None:
-        """An event of the node or a namespace ("*" for all), in the form of the contract's `DakeraEvent`."""
+        """An event of the node or a namespace (or EVERY_NAMESPACE), in the form of the contract's `DakeraEvent`."""
         if self.heard:
-            named = {"namespace": namespace} if namespace != "*" else {}
+            named = {"namespace": namespace} if namespace != EVERY_NAMESPACE else {}
             body = {"type": kind, **named, **{k: v for k, v in fields.items() if v is not None}}
             self.publish(Event(Stream.SYSTEM, namespace, wire({**body, "timestamp": self._now_ms()})))
 

@@ -9,6 +9,7 @@ Started and closed by the composition root.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from collections import deque
@@ -30,7 +31,9 @@ QUEUED_EVENTS = 4_096
 QUEUED_BYTES = 8 << 20
 """Waiting to be sent, before the oldest are dropped."""
 MAX_SENDERS = 4_096
+READY_TIMEOUT_S = 0.5
 CLOSE_TIMEOUT_S = 1.0
+"""A cancellation can get lost in the client library (asyncio.wait_for on Python 3.11): closing goes on then."""
 
 
 class Batch(msgspec.Struct, frozen=True, array_like=True):
@@ -106,6 +109,13 @@ class Fanout:
             self.feed.silence()
             # What was not listened to was not missed.
             self._expected.clear()
+
+    async def ready(self) -> None:
+        """Wait until other nodes are heard: not at all without Redis, and at most READY_TIMEOUT_S."""
+        if self._redis.healthy:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(READY_TIMEOUT_S):
+                    await self.feed.until_connected()
 
     async def _keep_flushing(self) -> None:
         while True:

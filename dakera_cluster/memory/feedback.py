@@ -51,6 +51,8 @@ class Feedback:
         if signal == Signal.FLAG:
             change[Field.DECAY_FLAG] = True
         await self._core.patch(agent_namespace(agent), [(memory_id, change)])
+        if after != before:
+            self._core.events.importance_updated(agent, memory_id, after)
         return Importance(await self._memories.changed(agent, memory_id, document, change), before, signal)
 
     async def history(self, memory_id: str, agent_id: str | None, access: Access) -> list[FeedbackEntry]:

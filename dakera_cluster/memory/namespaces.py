@@ -65,7 +65,9 @@ class Namespaces:
         record = self._record(spec)
         if await self._core.known(record.name):
             raise ConflictError(f"namespace {record.name!r} already exists")
-        return self._info(await self._core.catalog.create(record), 0, 0, created=True)
+        made = await self._core.catalog.create(record)
+        self._core.events.namespace_created(made.name, made.dimension)
+        return self._info(made, 0, 0, created=True)
 
     async def configure(self, spec: NamespaceSpec) -> NamespaceInfo:
         """Create, or change what may change. Raises DimensionMismatchError when the dimension is another."""
@@ -75,6 +77,7 @@ class Namespaces:
             self._check_dimension(wanted, existing.dimension)
             try:
                 made = await self._core.catalog.create(wanted)
+                self._core.events.namespace_created(made.name, made.dimension)
                 return self._info(made, existing.documents, existing.disk_bytes, created=not existing.known)
             except ConflictError:
                 pass  # somebody else created it between our look and our write: configure theirs
@@ -155,6 +158,7 @@ class Namespaces:
         for start in range(0, len(ids), PAGE):
             await self._core.delete(namespace, ids[start : start + PAGE])
         await self._core.catalog.remove(namespace)
+        self._core.events.namespace_deleted(namespace)
         return len(ids)
 
     async def stats(self, namespace: str) -> NamespaceStats:

@@ -53,6 +53,7 @@ class Recaller:
         """The best memories for a question; counts as their use."""
         recalled = await self._find(agent_id, query, check_top_k(query.top_k, DEFAULT_RECALL_TOP_K), rerank=True)
         self._notes.note(agent_space(agent_id), [found.memory.id for found in recalled.memories])
+        self._core.events.recalled(agent_id, (found.memory for found in recalled.memories))
         return recalled
 
     async def search(self, agent_id: str, query: RecallQuery) -> Recalled:

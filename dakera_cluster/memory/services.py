@@ -7,10 +7,12 @@ One protocol a subject. Each method checks ranges itself and raises the errors o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import msgspec
 
+from dakera_cluster.memory.events import Event, Subscription
 from dakera_cluster.memory.requests import (
     AggregateQuery,
     BatchFilter,
@@ -365,6 +367,27 @@ class ClusterService(Protocol):
     async def maintenance_disable(self) -> dict[str, Any]: ...
 
 
+class EventService(Protocol):
+    """What happens on all nodes, for those who listen now; see `events`."""
+
+    def subscribe(self, wanted: Callable[[Event], bool]) -> Subscription: ...
+    async def ready(self) -> None:
+        """Return when listeners here hear the other nodes, or when that cannot be waited for."""
+        ...
+
+    def connected(self) -> bytes:
+        """The first event of every stream."""
+        ...
+
+    def system(self, kind: str, namespace: str, **fields: Any) -> None:
+        """Tell of something about the node or a namespace; never waits."""
+        ...
+
+    def close(self) -> None:
+        """End every stream."""
+        ...
+
+
 class Services(msgspec.Struct, frozen=True):
     """Everything the API needs, made by the composition root."""
 
@@ -380,3 +403,4 @@ class Services(msgspec.Struct, frozen=True):
     keys: KeyService
     status: StatusService
     cluster: ClusterService
+    events: EventService

@@ -50,7 +50,9 @@ class Sessions:
             Field.CREATED: now_ms // 1000,
         }
         await self._core.put(SESSIONS_NAMESPACE, [(session_id, fields)])
-        return _session(session_id, fields, 0)
+        session = _session(session_id, fields, 0)
+        self._core.events.session_started(session)
+        return session
 
     async def get(self, session_id: str) -> Session:
         """Raises VectorNotFoundError."""
@@ -70,6 +72,8 @@ class Sessions:
             change[SessionField.SUMMARY] = summary
         if change:
             await self._core.patch(SESSIONS_NAMESPACE, [(session_id, change)])
+        if SessionField.ENDED in change:
+            self._core.events.session_ended(_session(session_id, document.fields, 0))
         return await self.get(session_id)
 
     async def list(

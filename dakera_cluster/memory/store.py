@@ -77,6 +77,7 @@ class Memories:
         # Of two items with one id the later wins, as it would in two calls.
         await self._core.put(namespace, list(dict(zip(ids, fields, strict=True)).items()))
         memories = [self._core.memory(agent_id, i, _as_document(f), None) for i, f in zip(ids, fields, strict=True)]
+        self._core.events.stored(agent_id, memories)
         return Stored(memories, spent_ms, warnings)
 
     def _fields(self, item: StoreItem, path: str) -> dict[str, Any]:
@@ -184,6 +185,8 @@ class Memories:
         if patch:
             patch[Field.UPDATED] = self._core.now_s
             await self._core.patch(agent_namespace(agent), [(memory_id, patch)])
+        if Field.IMPORTANCE in patch:
+            self._core.events.importance_updated(agent, memory_id, patch[Field.IMPORTANCE])
         return await self.changed(agent, memory_id, document, patch)
 
     async def changed(self, agent_id: str, memory_id: str, document: Document, patch: dict[str, Any]) -> Memory:
@@ -208,6 +211,8 @@ class Memories:
             raise VectorNotFoundError(f"memory_id: memory {memory_ids[0]!r} does not exist")
         change = {Field.IMPORTANCE: float(importance), Field.UPDATED: self._core.now_s}
         await self._core.patch(namespace, [(i, change) for i in documents])
+        for memory_id in documents:
+            self._core.events.importance_updated(agent_id, memory_id, float(importance))
         usages = await self._core.usages(namespace, list(documents))
         changed: list[Importance] = []
         for memory_id, document in documents.items():
@@ -220,13 +225,13 @@ class Memories:
 
     async def forget(self, agent_id: str, query: ForgetQuery) -> int:
         """Delete what meets every given condition. Raises InvalidRequestError when none is given."""
-        namespace = agent_space(agent_id)
+        agent_space(agent_id)
         if not (query.memory_ids or query.tags or query.session_id or query.before_timestamp is not None):
             raise InvalidRequestError(
                 "expected at least one of memory_ids, tags, session_id, before_timestamp", field="memory_ids"
             )
         if query.memory_ids and not (query.tags or query.session_id or query.before_timestamp is not None):
-            return await self._forget_ids(namespace, query.memory_ids)
+            return await self._forget_ids(agent_id, query.memory_ids)
         before = query.before_timestamp
         conditions = Conditions(
             session_id=query.session_id,
@@ -234,30 +239,35 @@ class Memories:
             created_before=None if before is None else before - 1,
             ids=query.memory_ids or None,
         )
-        return await self._forget(namespace, conditions)
+        return await self._forget(agent_id, conditions)
 
     async def forget_matching(self, agent_id: str, query: BatchFilter) -> int:
         """Delete what a filter matches. Raises InvalidRequestError for an empty filter."""
         conditions = conditions_of(query)
         if conditions == Conditions():
             raise InvalidRequestError("expected at least one condition", field="filter")
-        return await self._forget(agent_space(agent_id), conditions)
+        agent_space(agent_id)
+        return await self._forget(agent_id, conditions)
 
-    async def _forget_ids(self, namespace: str, memory_ids: list[str]) -> int:
+    async def _forget_ids(self, agent_id: str, memory_ids: list[str]) -> int:
         """Explicit ids need no search: what one replica has not heard of yet is asked of the others."""
         for position, memory_id in enumerate(memory_ids):
             check_id(memory_id, f"memory_ids[{position}]")
+        namespace = agent_namespace(agent_id)
         present = list(await self._core.documents(namespace, memory_ids))
         if not present:
             await self._core.require(namespace)
         await self._core.delete(namespace, present)
+        self._core.events.forgotten(agent_id, present)
         return len(present)
 
-    async def _forget(self, namespace: str, conditions: Conditions) -> int:
+    async def _forget(self, agent_id: str, conditions: Conditions) -> int:
+        namespace = agent_namespace(agent_id)
         ids = await self._core.every_id(namespace, Where(conditions))
         if not ids:
             await self._core.require(namespace)
         await self._core.delete(namespace, ids)
+        self._core.events.forgotten(agent_id, ids)
         return len(ids)
 
     async def recall_matching(self, agent_id: str, query: BatchFilter, limit: int) -> BatchRecalled:

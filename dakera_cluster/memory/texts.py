@@ -15,6 +15,7 @@ import numpy as np
 
 from dakera_cluster.inference.models import TextKind
 from dakera_cluster.memory.core import Core, check_metadata, check_range, check_top_k, vector_space
+from dakera_cluster.memory.events import UPSERTED
 from dakera_cluster.memory.requests import DEFAULT_SEARCH_TOP_K, HybridQuery, QueryText, TextDocument, TextQuery
 from dakera_cluster.memory.services import Hits, TextStats, TextUpserted
 from dakera_cluster.memory.store import check_content
@@ -125,6 +126,7 @@ class Texts:
                 **lifetime,
             }
         await self._core.put(namespace, list(rows.items()))
+        self._core.events.vectors_mutated(namespace, UPSERTED, len(rows))
         tokens = await asyncio.to_thread(self._core.embedder.count_tokens, [document.text for document in documents])
         return TextUpserted(len(rows), tokens, self._core.embedder.name, spent_ms)
 

@@ -26,6 +26,7 @@ from dakera_cluster.memory.core import (
     check_vector,
     vector_space,
 )
+from dakera_cluster.memory.events import DELETED, UPSERTED
 from dakera_cluster.memory.requests import (
     DEFAULT_SEARCH_TOP_K,
     ExportQuery,
@@ -80,6 +81,7 @@ class Vectors:
         assert dimension is not None
         await self.adopt_dimension(namespace, dimension)
         await self._core.put(namespace, list(documents.items()))
+        self._core.events.vectors_mutated(namespace, UPSERTED, len(documents))
         return len(documents)
 
     async def adopt_dimension(self, namespace: str, dimension: int | None) -> NamespaceRecord:
@@ -97,9 +99,11 @@ class Vectors:
             )
         if record is None:
             try:
-                return await self._core.catalog.create(NamespaceRecord(name=namespace, dimension=dimension))
+                made = await self._core.catalog.create(NamespaceRecord(name=namespace, dimension=dimension))
             except ConflictError:
                 return await self.adopt_dimension(namespace, dimension)
+            self._core.events.namespace_created(namespace, dimension)
+            return made
         if record.dimension is None and dimension is not None and agent_of(namespace) is None:
             return await self._core.catalog.edit(
                 namespace, lambda r: msgspec.structs.replace(r, dimension=r.dimension or dimension)
@@ -212,6 +216,7 @@ class Vectors:
         await self._core.require(namespace)
         present = list(await self._core.documents(namespace, ids))
         await self._core.delete(namespace, present)
+        self._core.events.vectors_mutated(namespace, DELETED, len(present))
         return len(present)
 
     async def delete_one(self, namespace: str, row_id: str) -> None:
@@ -226,6 +231,7 @@ class Vectors:
         await self._core.require(namespace)
         ids = await self._core.every_id(namespace, condition)
         await self._core.delete(namespace, ids)
+        self._core.events.vectors_mutated(namespace, DELETED, len(ids))
         return len(ids)
 
     async def fetch(self, namespace: str, ids: list[str], include_values: bool, include_metadata: bool) -> list[Hit]:

@@ -26,6 +26,7 @@ from redis.exceptions import RedisError
 T = TypeVar("T")
 
 CLOSE_TIMEOUT_S = 1.0
+"""A cancellation can get lost in the client library (asyncio.wait_for on Python 3.11): closing goes on then."""
 
 
 class Circuit(Enum):

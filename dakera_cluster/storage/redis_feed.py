@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 log = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S = 1.0
+"""A cancellation can get lost in the client library (asyncio.wait_for on Python 3.11): closing goes on then."""
 
 
 class FeedSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,8 +54,16 @@ class RedisFeed:
             url, socket_timeout=None, socket_connect_timeout=timeout_s, retry=None, protocol=2
         )
         self._listener: asyncio.Task[None] | None = None
-        self.connected = False
+        self._up = asyncio.Event()
         self.reconnects = 0
+
+    @property
+    def connected(self) -> bool:
+        """Whether Redis has confirmed that it sends what is published from now on."""
+        return self._up.is_set()
+
+    async def until_connected(self) -> None:
+        await self._up.wait()
 
     def listen(self) -> None:
         """Begin to listen; nothing happens when it does already."""
@@ -86,7 +95,7 @@ class RedisFeed:
                     log.warning("events of other nodes are not heard, trying again: %s", error)
                     pause_s = self._settings.pause_ms / 1e3
             finally:
-                self.connected = False
+                self._up.clear()
             self.reconnects += 1
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
             pause_s = min(2 * pause_s, self._settings.longest_pause_ms / 1e3)
@@ -105,6 +114,6 @@ class RedisFeed:
                 if message is None:
                     await channel.ping()
                 elif message["type"] == "subscribe":
-                    self.connected = True
+                    self._up.set()
                 elif message["type"] == "message":
                     self._receive(message["data"])

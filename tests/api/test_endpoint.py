@@ -22,6 +22,7 @@ import zstandard
 from dakera_cluster.api.route import Call, Raw, Route
 from dakera_cluster.api.server import RUNTIME, ApiServer, make_app
 from dakera_cluster.api.settings import ApiSettings
+from dakera_cluster.memory.events import EventBus
 from dakera_cluster.memory.keys import Keys
 from dakera_cluster.model.errors import QuorumUnavailableError
 from dakera_cluster.model.keys import Scope
@@ -106,7 +107,9 @@ class Served:
 async def serve(**settings: Any) -> AsyncIterator[Served]:
     gate = Gate()
     services = SimpleNamespace(
-        keys=Keys(MemoryObjectStore(), node="n", clock=time.time), status=SimpleNamespace(totals=lambda: (0, 0))
+        keys=Keys(MemoryObjectStore(), node="n", clock=time.time),
+        status=SimpleNamespace(totals=lambda: (0, 0)),
+        events=EventBus(lambda: 0),
     )
     app = make_app(
         services,  # type: ignore[arg-type]
@@ -373,7 +376,9 @@ def transports() -> list[asyncio.Transport]:
 async def test_draining_finishes_what_is_in_flight_and_accepts_nothing_more() -> None:
     gate = Gate()
     services = SimpleNamespace(
-        keys=Keys(MemoryObjectStore(), node="n", clock=time.time), status=SimpleNamespace(totals=lambda: (0, 0))
+        keys=Keys(MemoryObjectStore(), node="n", clock=time.time),
+        status=SimpleNamespace(totals=lambda: (0, 0)),
+        events=EventBus(lambda: 0),
     )
     app = make_app(services, ApiSettings(host="127.0.0.1", port=0, rate_limit_rps=0), routes=table(gate))  # type: ignore[arg-type]
     server = ApiServer(app)

@@ -140,17 +140,29 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     peer_tls_cert: Annotated[
         str | None,
-        Var("DAKERA_PEER_TLS_CERT", Path(), "certificate for peer connections (PEM)", unset="no TLS", relied_on=True),
+        Var(
+            "DAKERA_PEER_TLS_CERT",
+            Path(),
+            "certificate for peer connections (PEM)",
+            unset="no TLS",
+            relied_on=True,
+            effect=True,
+        ),
     ] = None
-    peer_tls_key: Annotated[str | None, Var("DAKERA_PEER_TLS_KEY", Path(), "its private key (PEM)")] = None
-    peer_tls_ca: Annotated[str | None, Var("DAKERA_PEER_TLS_CA", Path(), "authority that signs peers (PEM)")] = None
+    peer_tls_key: Annotated[str | None, Var("DAKERA_PEER_TLS_KEY", Path(), "its private key (PEM)", effect=True)] = None
+    peer_tls_ca: Annotated[
+        str | None, Var("DAKERA_PEER_TLS_CA", Path(), "authority that signs peers (PEM)", effect=True)
+    ] = None
 
     redis_url: Annotated[
         str | None,
-        Var("DAKERA_REDIS_URL", _REDIS, "shared rate limits, events and cache; the node runs on without it"),
+        Var(
+            "DAKERA_REDIS_URL", _REDIS, "shared rate limits, events and cache; the node runs on without it", effect=True
+        ),
     ] = None
     cache_redis_url: Annotated[
-        str | None, Var("DAKERA_CACHE_REDIS_URL", _REDIS, "Redis of the cache alone", unset="the Redis URL")
+        str | None,
+        Var("DAKERA_CACHE_REDIS_URL", _REDIS, "Redis of the cache alone", unset="the Redis URL", effect=True),
     ] = None
 
     shards: Annotated[
@@ -237,20 +249,21 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = 60
     move_bytes_per_s: Annotated[
-        int, Var("DAKERA_MOVE_BYTES_PER_SEC", Size(64 * 1024), "throttle of shard moves, per node")
+        int, Var("DAKERA_MOVE_BYTES_PER_SEC", Size(64 * 1024), "throttle of shard moves, per node", effect=True)
     ] = 32 * 1024**2
     concurrent_moves: Annotated[
         int, Var("DAKERA_CONCURRENT_MOVES", Int(1, 64, "shards"), "shards a node receives at once", effect=True)
     ] = 2
 
     hint_max_bytes: Annotated[
-        int, Var("DAKERA_HINT_MAX_BYTES", Size(1024), "hints kept on disk for each absent peer")
+        int, Var("DAKERA_HINT_MAX_BYTES", Size(1024), "hints kept on disk for each absent peer", effect=True)
     ] = 256 * 1024**2
     hint_max_age_s: Annotated[
-        int, Var("DAKERA_HINT_MAX_AGE_SECS", Duration("s", 1), "older hints are left to anti-entropy")
+        int, Var("DAKERA_HINT_MAX_AGE_SECS", Duration("s", 1), "older hints are left to anti-entropy", effect=True)
     ] = 10_800
     repair_interval_s: Annotated[
-        int, Var("DAKERA_REPAIR_INTERVAL_SECS", Duration("s", 1), "time between two comparisons with a peer")
+        int,
+        Var("DAKERA_REPAIR_INTERVAL_SECS", Duration("s", 1), "time between two comparisons with a peer", effect=True),
     ] = 10
     tombstone_grace_s: Annotated[
         int,
@@ -258,17 +271,18 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
             "DAKERA_TOMBSTONE_GRACE_SECS",
             Duration("s", 1),
             "deletions are remembered this long; a node absent for longer starts over from its peers",
+            effect=True,
         ),
     ] = 864_000
     segment_interval_s: Annotated[
         int,
         Var("DAKERA_SEGMENT_INTERVAL_SECS", Duration("s", 1), "time between two uploads of changed rows", effect=True),
     ] = 30
-    peer_frame_bytes: Annotated[int, Var("DAKERA_PEER_FRAME_BYTES", Size(64 * 1024), "largest frame between peers")] = (
-        64 * 1024**2
-    )
+    peer_frame_bytes: Annotated[
+        int, Var("DAKERA_PEER_FRAME_BYTES", Size(64 * 1024), "largest frame between peers", effect=True)
+    ] = 64 * 1024**2
     peer_inflight: Annotated[
-        int, Var("DAKERA_PEER_INFLIGHT", Int(1, 1_000_000, "calls"), "calls of one peer worked on at once")
+        int, Var("DAKERA_PEER_INFLIGHT", Int(1, 1_000_000, "calls"), "calls of one peer worked on at once", effect=True)
     ] = 1024
 
     @property

@@ -1,0 +1,135 @@
+"""Query embeddings shared between the nodes of a cluster: L1.5, behind each node's own cache and beside its model.
+
+When it pays. A query costs the model milliseconds of a core; asking Redis costs the event loop a tenth of that and brings
+the answer within a millisecond. A model with nothing to do is never raced: asking would cost something and gain nothing.
+Redis is asked only for queries that have to wait for the model (behind other queries, or a store being embedded), and they
+wait in the model's queue meanwhile. So a recall is never later than without Redis by more than the asking itself, and a hit
+takes its query out of the queue of a model that is the bottleneck. What was computed is put in batches, off the path.
+
+Values are exact (float32): a recall ranks the same whichever node embedded its query. Keys are digests of the model's
+fingerprint and of the text; contents never leave the node. Anything that is not a value of this model's shape is a miss.
+
+Used by the service, on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import msgspec
+import numpy as np
+
+from dakera_cluster.inference.cache import CachedText
+from dakera_cluster.inference.encoding import TokenVectors
+
+KEY_PREFIX = b"query:"
+PUT_INTERVAL_S = 0.05
+MAX_WAITING = 256
+"""Entries waiting to be put; further ones are not shared."""
+
+
+class ByteStore(Protocol):
+    """What is needed of Redis: never raises, and is bounded in time."""
+
+    @property
+    def healthy(self) -> bool: ...
+    async def multi_get(self, keys: Sequence[bytes]) -> list[bytes | None]: ...
+    async def multi_put(self, entries: Mapping[bytes, bytes], *, ttl_s: int | None = None) -> bool: ...
+
+
+class SharedEntry(msgspec.Struct, frozen=True, array_like=True):
+    """Little-endian arrays as bytes; the last three are None when the query was embedded without token vectors."""
+
+    vector: bytes
+    ids: bytes | None
+    signs: bytes | None
+    floats: bytes | None
+
+
+class SharedStats(msgspec.Struct, frozen=True):
+    """Queries since the start: found, asked for in vain, and put."""
+
+    hits: int
+    misses: int
+    puts: int
+
+
+class SharedEmbeddings:
+    """Embeddings of one model's queries in a store that several nodes use."""
+
+    def __init__(self, store: ByteStore, fingerprint: str, dimension: int) -> None:
+        self._store = store
+        self._dimension = dimension
+        self._prefix = KEY_PREFIX + hashlib.blake2b(fingerprint.encode(), digest_size=16).digest()
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._decode = msgspec.msgpack.Decoder(SharedEntry).decode
+        self._waiting: dict[bytes, CachedText] = {}
+        self._putter: asyncio.Task[None] | None = None
+        self._hits = self._misses = self._puts = 0
+
+    async def get(self, keys: Sequence[bytes], tokens: bool) -> list[CachedText] | None:
+        """The entries of all ``keys`` (`EmbeddingCache.key`), with token vectors when asked for; None if one is missing."""
+        if not self._store.healthy:
+            return None
+        values = await self._store.multi_get([self._prefix + key for key in keys])
+        entries = [self._read(value, tokens) for value in values if value is not None]
+        found = [entry for entry in entries if entry is not None]
+        if len(found) < len(keys):
+            self._misses += len(keys)
+            return None
+        self._hits += len(keys)
+        return found
+
+    def put(self, key: bytes, entry: CachedText) -> None:
+        """Share an entry soon; never waits."""
+        if not self._store.healthy or len(self._waiting) >= MAX_WAITING:
+            return
+        self._waiting[key] = entry
+        if self._putter is None or self._putter.done():
+            self._putter = asyncio.create_task(self._put_soon(), name="shared-embeddings")
+
+    async def _put_soon(self) -> None:
+        await asyncio.sleep(PUT_INTERVAL_S)
+        waiting, self._waiting = self._waiting, {}
+        entries = {self._prefix + key: self._encode(_written(entry)) for key, entry in waiting.items()}
+        if await self._store.multi_put(entries):
+            self._puts += len(entries)
+
+    async def close(self) -> None:
+        """Put nothing more."""
+        if self._putter is not None:
+            self._putter.cancel()
+            await asyncio.wait([self._putter], timeout=1.0)
+
+    def stats(self) -> SharedStats:
+        return SharedStats(self._hits, self._misses, self._puts)
+
+    def _read(self, value: bytes, tokens: bool) -> CachedText | None:
+        d = self._dimension
+        try:
+            entry = self._decode(value)
+            vector = np.frombuffer(entry.vector, "<f4")
+            if vector.shape != (d,) or not np.isfinite(vector).all():
+                return None
+            if entry.ids is None or entry.signs is None or entry.floats is None:
+                return None if tokens else CachedText(vector, None)
+            ids = np.frombuffer(entry.ids, "<i4")
+            signs = np.frombuffer(entry.signs, np.uint8).reshape(len(ids), -(-d // 8))
+            floats = np.frombuffer(entry.floats, "<f4").reshape(len(ids), d)
+        except (msgspec.DecodeError, ValueError):
+            return None
+        if not np.isfinite(floats).all():
+            return None
+        return CachedText(vector, TokenVectors(ids, signs, floats))
+
+
+def _written(entry: CachedText) -> SharedEntry:
+    tokens = entry.tokens
+    vector = entry.vector.astype("<f4").tobytes()
+    if tokens is None or tokens.floats is None:
+        return SharedEntry(vector, None, None, None)
+    floats = tokens.floats.astype("<f4").tobytes()
+    return SharedEntry(vector, tokens.ids.astype("<i4").tobytes(), tokens.signs.tobytes(), floats)
