@@ -87,6 +87,15 @@ class Bench:
         unread = sum(read.outcome is not Outcome.OK for read in reads)
         return len(acknowledged), len(check_history([*stores, *reads])) + unread
 
+    async def served(self, key: str, since: float) -> float:
+        """Seconds from ``since`` until a strong read is answered, at most RECOVERY_S."""
+        while True:
+            read = await self.do(Kind.STRONG_GET, key)
+            took_s = time.monotonic() - since
+            if read.outcome is Outcome.OK or took_s > RECOVERY_S:
+                return took_s
+            await asyncio.sleep(0.5)
+
     def leader(self) -> str | None:
         named = [s.leader for s in map(self.watch.newest, self.cluster.names) if s is not None]
         return max(set(named), key=named.count) if named else None
@@ -228,14 +237,15 @@ async def all_disks_lost(bench: Bench) -> list[Figure]:
     start = time.monotonic()
     await bench.cluster.start_all()
     ready_s = time.monotonic() - start
+    served_s = await bench.served(stores[0].key, start)
     acknowledged, lost = await bench.lost(stores)
     return [
         Figure(
             "all disks deleted, restored from the bucket",
             "nothing lost up to the last segment",
-            f"{lost} of {acknowledged} lost, all ready after {ready_s:.1f} s",
+            f"{lost} of {acknowledged} lost, all ready after {ready_s:.1f} s, reads after {served_s:.1f} s",
             lost == 0 and acknowledged > 0,
-            {"lost": lost, "acknowledged": acknowledged},
+            {"lost": lost, "acknowledged": acknowledged, "served_s": served_s},
         )
     ]
 
