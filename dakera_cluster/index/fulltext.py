@@ -86,6 +86,11 @@ class FullTextIndex:
         """Bytes this view holds."""
         return self._postings.nbytes
 
+    @property
+    def segments(self) -> int:
+        """Sealed segments: each costs a lookup some microseconds."""
+        return self._postings.segments
+
     def stats(self) -> FullTextStats:
         """Counts for the stats route; counting distinct terms reads the term lists."""
         return FullTextStats(len(self), self._postings.unique_terms(), self.average_length, self.memory_bytes)

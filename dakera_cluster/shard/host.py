@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -22,7 +23,7 @@ import msgspec
 from dakera_cluster.model.errors import InternalError
 from dakera_cluster.model.rows import Row
 from dakera_cluster.retrieval.options import Settings as RecallSettings
-from dakera_cluster.shard import ops, search
+from dakera_cluster.shard import heap, ops, search
 from dakera_cluster.shard.lanes import DEFAULT_LANES, DEFAULT_QUEUED_CALLS, Lanes
 from dakera_cluster.shard.recall import recall
 from dakera_cluster.shard.replica import Outcome, Replica
@@ -62,6 +63,9 @@ class Host:
         self._replicas: dict[int, Replica] = {}
         self._lanes = Lanes(settings.lanes, queued_calls=settings.queued_calls)
         self.views = Views(settings.views_directory, settings_of, limit_bytes=settings.view_bytes)
+        self._loads: dict[tuple[int, str], asyncio.Task[None]] = {}
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
+        self._trimmed_at = 0
         self._housekeeper: asyncio.Task[None] | None = None
         self._unfinished: set[asyncio.Task[Any]] = set()
 
@@ -77,6 +81,9 @@ class Host:
                 await self._housekeeper
         if self._unfinished:
             await asyncio.wait(self._unfinished)
+        if self._loads:
+            await asyncio.wait(self._loads.values())
+        self._loader.shutdown()
         for shard, namespace in self.views.changed():
             await self._snapshot(namespace, partial(self.views.snapshot, shard, namespace))
         self._lanes.close()
@@ -127,7 +134,30 @@ class Host:
         raise InternalError(f"a replica cannot answer {type(request).__name__}")
 
     async def _in_view(self, replica: Replica, namespace: str, call: Callable[[NamespaceView], T]) -> T:
+        def attempt() -> tuple[T] | None:
+            view = self.views.at_hand(replica, namespace)
+            return (call(view),) if view is not None else None
+
+        answer = await self._lanes.run(namespace, attempt)
+        if answer is not None:
+            return answer[0]
+        await self._load(replica, namespace)
+        # By now it is in memory, but for one that was dropped at once or had changed too much to be caught up with.
         return await self._lanes.run(namespace, lambda: call(self.views.get(replica, namespace)))
+
+    async def _load(self, replica: Replica, namespace: str) -> None:
+        """Load a large view beside its lane, once for all who wait for it."""
+        key = (replica.shard, namespace)
+        task = self._loads.get(key)
+        if task is None:
+            task = self._loads[key] = asyncio.create_task(self._load_aside(replica, namespace))
+            task.add_done_callback(lambda _: self._loads.pop(key, None))
+        await asyncio.shield(task)
+
+    async def _load_aside(self, replica: Replica, namespace: str) -> None:
+        loop = asyncio.get_running_loop()
+        view = await loop.run_in_executor(self._loader, self.views.prepare, replica, namespace)
+        await self._lanes.run(namespace, partial(self.views.install, replica, view), must=True)
 
     async def merge(self, shard: int, rows: Sequence[Row]) -> Outcome:
         """Merge rows of one shard and show them in its views; durable on return. For rows that come from another replica:
@@ -152,9 +182,11 @@ class Host:
         outcome = await replica.apply(rows, self._now_ms())
         changes = outcome.changes
         for namespace, group in groupby(sorted(changes, key=lambda c: c.namespace), key=lambda c: c.namespace):
-            if self.views.loaded(replica.shard, namespace) is None and not self._lanes.waiting:
-                continue
             some = list(group)
+            if self.views.loaded(replica.shard, namespace) is None:
+                self.views.missed(replica.shard, namespace, len(some))
+                if not self._lanes.waiting:
+                    continue
             await self._lanes.run(namespace, partial(self.views.apply, replica, namespace, some), must=True)
         return outcome
 
@@ -231,9 +263,16 @@ class Host:
     async def _housekeep_once(self) -> None:
         for shard, namespace in self.views.over_limit():
             await self._snapshot(namespace, partial(self.views.evict, shard, namespace))
+        for shard, namespace in self.views.behind():
+            await self._load(self.replica(shard), namespace)
+            self.views.forget_missed(shard, namespace)
+            await self._snapshot(namespace, partial(self.views.snapshot, shard, namespace))
         for shard, namespace in self.views.due_for_snapshot():
             await self._snapshot(namespace, partial(self.views.snapshot, shard, namespace))
         for shard, namespace in self.views.unsettled():
             for _ in range(MAINTENANCE_STEPS_PER_ROUND):
                 if not await self._lanes.run(namespace, partial(self.views.maintain, shard, namespace)):
                     break
+        if self.views.stats.bulk != self._trimmed_at:
+            self._trimmed_at = self.views.stats.bulk
+            await asyncio.to_thread(heap.trim)

@@ -16,7 +16,7 @@ import numpy as np
 from dakera_cluster.index.columns import Columns
 from dakera_cluster.index.flat import Metric
 from dakera_cluster.index.fulltext import FullTextIndex
-from dakera_cluster.index.vectors import FLAT_THRESHOLD_ROWS, IndexType, VectorIndex
+from dakera_cluster.index.vectors import FLAT_THRESHOLD_ROWS, MIN_APPROXIMATE_ROWS, IndexType, VectorIndex
 from dakera_cluster.model import filters
 from dakera_cluster.model.memories import Field
 from dakera_cluster.model.rows import Kind, decode_document, decode_usage
@@ -74,6 +74,7 @@ class NamespaceView:
         self.foreign_vectors = 0
         self.changes_since_snapshot = 0
         self.changes_since_weighed = 0
+        self._settled = -1
         self._rows = rows
         self._columns = Columns(self._column_values)
 
@@ -213,7 +214,21 @@ class NamespaceView:
     def maintenance(self) -> bool:
         """One bounded step of background work on the indexes; True when more remains."""
         vectors = self.vectors is not None and self.vectors.maintenance()
-        return self.evidence.maintenance() or vectors
+        return self.text.maintenance() or self.evidence.maintenance() or vectors
+
+    @property
+    def has_maintenance(self) -> bool:
+        """Whether a step of `maintenance` or `settle` may find work, now or after further changes."""
+        return self.text.segments > 1 or (self.vectors is not None and len(self.vectors) >= MIN_APPROXIMATE_ROWS)
+
+    def settle(self) -> bool:
+        """Make a view that has not changed since the last call its quickest; False when it has changed since."""
+        if self._settled != self.sequence:
+            self._settled = self.sequence
+            return False
+        if self.text.segments > 1:
+            self.text.compact()
+        return True
 
     def allowed(self, where: Where | None, now_ms: int) -> Mask | None:
         """`mask`, or None when every live document is allowed: the indexes hold no dead ones."""

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import msgspec
 
-from dakera_cluster.index.vectors import MIN_APPROXIMATE_ROWS
 from dakera_cluster.model.errors import CorruptionError, StorageError
 from dakera_cluster.model.rows import Kind
 from dakera_cluster.shard.replica import Change, Replica
@@ -34,7 +33,11 @@ SNAPSHOT_CHANGES_SHARE = 0.2
 100,000 documents, and a fill writes each document six times, not fifty."""
 SNAPSHOT_FORMAT = 2
 CATCH_UP_BATCH = 512
+LOADED_IN_LANE_DOCUMENTS = 2_000
+"""A view of more documents is not loaded in its lane: the others there would wait for seconds."""
 CHANGES_PER_WEIGHING = 64
+MAX_MISSED = 4_096
+"""Namespaces whose changes are counted while their views are not in memory."""
 
 SettingsOf = Callable[[str], ViewSettings]
 
@@ -46,6 +49,8 @@ class ViewStats(msgspec.Struct):
     rebuilt: int = 0
     dropped: int = 0
     snapshots: int = 0
+    bulk: int = 0
+    """Pieces of work that passed through tens of megabytes."""
 
 
 class NamespaceRows:
@@ -75,6 +80,7 @@ class Views:
         self._weights: dict[tuple[int, str], int] = {}
         self._due: set[tuple[int, str]] = set()
         self._unsettled: set[tuple[int, str]] = set()
+        self._missed: dict[tuple[int, str], int] = {}
         self.memory_bytes = 0
         self.stats = ViewStats()
 
@@ -91,18 +97,58 @@ class Views:
 
     def get(self, replica: Replica, namespace: str) -> NamespaceView:
         """The view, loaded when it is not in memory. In the lane."""
-        key = (replica.shard, namespace)
+        view = self._current(replica.shard, namespace)
+        return view if view is not None else self._keep(replica, self.prepare(replica, namespace))
+
+    def at_hand(self, replica: Replica, namespace: str) -> NamespaceView | None:
+        """The view when it is in memory or small; None when it must be loaded beside the lane. In the lane."""
+        view = self._current(replica.shard, namespace)
+        if view is None and replica.counts(namespace).documents <= LOADED_IN_LANE_DOCUMENTS:
+            return self._keep(replica, self.prepare(replica, namespace))
+        return view
+
+    def prepare(self, replica: Replica, namespace: str) -> NamespaceView:
+        """A view from its snapshot or the rows, as of some moment of the call. Any thread, one a namespace at a time."""
+        if self.loaded(replica.shard, namespace) is not None:
+            self._forget_snapshot(replica.shard, namespace)
+        return self._load(replica, namespace)
+
+    def install(self, replica: Replica, view: NamespaceView) -> None:
+        """Take in a view that was prepared elsewhere, with all that changed since. In the lane."""
+        self.stats.bulk += 1
+        if self._current(replica.shard, view.namespace) is None and self._catch_up(view, replica):
+            self._keep(replica, view)
+
+    def _current(self, shard: int, namespace: str) -> NamespaceView | None:
+        key = (shard, namespace)
         view = self._views.get(key)
-        if view is not None and view.settings == self._settings_of(namespace) and not view.worn:
-            self._views.move_to_end(key)
-            return view
-        if view is not None:
-            self._forget_snapshot(*key)
-        view = self._load(replica, namespace)
+        if view is None or view.settings != self._settings_of(namespace) or view.worn:
+            return None
+        self._views.move_to_end(key)
+        return view
+
+    def _keep(self, replica: Replica, view: NamespaceView) -> NamespaceView:
+        key = (replica.shard, view.namespace)
         self._views[key] = view
         self._views.move_to_end(key)
+        self._missed.pop(key, None)
         self._weigh(key, view)
         return view
+
+    def missed(self, shard: int, namespace: str, changes: int) -> None:
+        """Note changes of a view that is not in memory. Event loop."""
+        key = (shard, namespace)
+        self._missed[key] = self._missed.get(key, 0) + changes
+        if len(self._missed) > MAX_MISSED:
+            del self._missed[next(iter(self._missed))]
+
+    def behind(self) -> list[tuple[int, str]]:
+        """Views that are not in memory and whose snapshot, if any, lacks so much that the next read would feel it."""
+        return [key for key, changes in self._missed.items() if changes >= SNAPSHOT_CHANGES]
+
+    def forget_missed(self, shard: int, namespace: str) -> None:
+        """The view has been brought up to date, or cannot be."""
+        self._missed.pop((shard, namespace), None)
 
     def apply(self, replica: Replica, namespace: str, changes: list[Change]) -> None:
         """Bring a loaded view up to date; one that is not loaded reads the rows when it is. In the lane."""
@@ -117,6 +163,7 @@ class Views:
     def drop(self, shard: int, namespace: str) -> None:
         """Forget a view and its snapshot. In the lane."""
         self._remove((shard, namespace))
+        self._missed.pop((shard, namespace), None)
         self._forget_snapshot(shard, namespace)
 
     def of_shard(self, shard: int) -> list[str]:
@@ -136,7 +183,7 @@ class Views:
         view.changes_since_weighed = 0
         if view.changes_since_snapshot >= max(SNAPSHOT_CHANGES, SNAPSHOT_CHANGES_SHARE * len(view)):
             self._due.add(key)
-        if view.vectors is not None and len(view.vectors) >= MIN_APPROXIMATE_ROWS:
+        if view.has_maintenance:
             self._unsettled.add(key)
 
     def _remove(self, key: tuple[int, str]) -> bool:
@@ -183,6 +230,7 @@ class Views:
         self._due.discard((shard, namespace))
         if len(view) < SNAPSHOT_MIN_DOCUMENTS:
             return None
+        self.stats.bulk += 1
         meta, sections = view.dump()
         try:
             return snapshots.stage(self._path(shard, namespace), sections, {"format": SNAPSHOT_FORMAT, **meta})
@@ -202,10 +250,13 @@ class Views:
     def maintain(self, shard: int, namespace: str) -> bool:
         """One bounded step of index maintenance; True when more remains. In the lane."""
         view = self._views.get((shard, namespace))
-        more = view is not None and view.maintenance()
-        if not more:
+        if view is not None and view.maintenance():
+            return True
+        # A view that still changes is looked at again in the next round, and made its quickest in the first quiet one.
+        if view is None or view.settle():
             self._unsettled.discard((shard, namespace))
-        return more
+            self.stats.bulk += view is not None and len(view) >= SNAPSHOT_MIN_DOCUMENTS
+        return False
 
     def _load(self, replica: Replica, namespace: str) -> NamespaceView:
         view = self._from_snapshot(replica, namespace)
