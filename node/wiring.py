@@ -189,7 +189,7 @@ async def start_node(settings: Settings, stack: contextlib.AsyncExitStack, stop:
     clock = HybridClock(node_tag(identity.node))
     maps = Maps(store, identity.node, settings.cluster.shards)
     holdings = Holdings(store, identity.node)
-    gate = Gate(identity.node, host, maps, holdings, clock, wall_ms)
+    gate = Gate(identity.node, host, maps, holdings, clock, wall_ms, _tombstones(settings))
     runtime = await _member(settings, identity, store, objects, maps, gate, stop)
     replication: Replication | None = None
     if runtime is not None:
@@ -211,7 +211,10 @@ async def start_node(settings: Settings, stack: contextlib.AsyncExitStack, stop:
     else:
         await be_alone(maps, holdings, ALONE, identity.node, identity.disk, settings.cluster.replication_factor)
     transport = runtime.transport if runtime is not None else LocalTransport(gate.handle)
-    router = Router(maps, transport, catalog, ReadLevel(settings.cluster.read_consistency.value))
+    consistency = ReadLevel(settings.cluster.read_consistency.value)
+    router = Router(maps, transport, catalog, consistency, settings.cluster.max_staleness_ms)
+    if replication is not None:
+        router.staleness_ms = replication.repair.staleness_ms
     hint = replication.hints.add if replication is not None else None
     replicator = Replicator(maps, router, transport, clock, wall_ms, _replicator_settings(settings), hint)
     stack.push_async_callback(replicator.close)
@@ -344,18 +347,21 @@ def _runtime_settings(settings: Settings) -> RuntimeSettings:
     )
 
 
+def _tombstones(settings: Settings) -> TombstoneConfig:
+    return TombstoneConfig(grace_ms=1000.0 * settings.cluster.tombstone_grace_s)
+
+
 def _segment_settings(settings: Settings) -> SegmentSettings:
     return SegmentSettings(interval_s=float(settings.cluster.segment_interval_s))
 
 
 def _replication_settings(settings: Settings) -> ReplicationSettings:
     cluster = settings.cluster
-    grace_ms = 1000.0 * cluster.tombstone_grace_s
     return ReplicationSettings(
         hints=HintsConfig(max_age_ms=1000.0 * cluster.hint_max_age_s, target_max_bytes=cluster.hint_max_bytes),
         repair=RepairSettings(interval_ms=1000.0 * cluster.repair_interval_s),
         mover=MoverSettings(shards_at_once=cluster.concurrent_moves, bytes_per_s=float(cluster.move_bytes_per_s)),
-        collector=CollectorSettings(tombstones=TombstoneConfig(grace_ms=grace_ms)),
+        collector=CollectorSettings(tombstones=_tombstones(settings)),
         segments=_segment_settings(settings),
     )
 

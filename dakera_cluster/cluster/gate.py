@@ -17,6 +17,7 @@ from dakera_cluster.model.hlc import FarFutureError, HybridClock
 from dakera_cluster.model.ids import NodeId, ShardId
 from dakera_cluster.model.rows import version_of
 from dakera_cluster.model.shardmap import Admission, admit
+from dakera_cluster.protocols.tombstones import TombstoneConfig, write_is_fresh
 from dakera_cluster.protocols.transfer import Stage
 from dakera_cluster.shard import ops
 from dakera_cluster.shard.host import Host
@@ -41,6 +42,7 @@ class Gate:
         holdings: Holdings,
         clock: HybridClock,
         now_ms: Callable[[], int],
+        tombstones: TombstoneConfig | None = None,
     ) -> None:
         self._node = node
         self._host = host
@@ -48,6 +50,7 @@ class Gate:
         self._holdings = holdings
         self._clock = clock
         self._now_ms = now_ms
+        self._tombstones = tombstones or TombstoneConfig()
 
     async def handle(self, request: ops.Request) -> ops.Answer:
         """Judge, then answer. Raises OutdatedMapError, NotAReplicaError and what the host raises."""
@@ -70,9 +73,14 @@ class Gate:
         holding = self._holdings.get(shard)
         if holding is None or holding.stage is Stage.WIPING:
             raise NotAReplicaError(f"node {self._node} is not ready to take writes of shard {shard}")
+        now_ms = self._now_ms()
+        if not all(write_is_fresh(row.kind, row.body, now_ms, self._tombstones) for row in request.rows):
+            raise InvalidRequestError(
+                "a write that waited this long may speak of what was deleted meanwhile", field="stamp"
+            )
         try:
             for row in request.rows:
-                self._clock.observe(version_of(row.kind, row.body).time, self._now_ms())
+                self._clock.observe(version_of(row.kind, row.body).time, now_ms)
         except FarFutureError as error:
             raise InvalidRequestError(f"the coordinator's clock is wrong: {error}", field="stamp") from None
         answer = await self._host.handle(request)

@@ -67,6 +67,7 @@ class Line:
             if time.monotonic() < self._retry_s:
                 raise PeerUnavailableError(f"{self._node} is not reachable: {self._reason}", ambiguous=False)
             self._dialling = self._client.loop.create_task(self._dial())
+            self._dialling.add_done_callback(_retrieved)
         dialling = self._dialling
         await asyncio.wait({dialling}, timeout=timeout_ms / 1000.0)
         if not dialling.done():
@@ -324,6 +325,12 @@ class PeerClient:
                 link.check(now_s)
         self._checked_s = now_s
         self._checking = self.loop.call_later(CHECK_INTERVAL_S, self._check)
+
+
+def _retrieved(dialling: asyncio.Task[CallLink]) -> None:
+    """Whoever waited for the dial has given up: its failure is noted on the line, and is nobody's surprise."""
+    if not dialling.cancelled():
+        dialling.exception()
 
 
 def _kind(error: BaseException) -> CallFailure:

@@ -35,17 +35,30 @@ class Router:
     """Reads, wherever the rows are."""
 
     def __init__(
-        self, maps: Maps, transport: Transport, catalog: Catalog, level: ReadLevel = ReadLevel.EVENTUAL
+        self,
+        maps: Maps,
+        transport: Transport,
+        catalog: Catalog,
+        level: ReadLevel = ReadLevel.EVENTUAL,
+        max_staleness_ms: int = 5_000,
     ) -> None:
         self._maps = maps
         self._asker = Asker(maps, transport)
         self._strong = Strong(maps, transport, self._asker)
         self._catalog = catalog
         self._level = level
+        self._max_staleness_ms = max_staleness_ms
+        self.staleness_ms: Callable[[ShardId], float] | None = None
+        """For how long this node's copy of a shard may have missed writes; None where it is the only one."""
 
-    @property
-    def _is_strong(self) -> bool:
-        return (levels.read_level.get() or self._level) is ReadLevel.STRONG
+    def _asks_majority(self, shard: ShardId) -> bool:
+        """Whether this read must ask a majority: a strong one, and a bounded one where this node's own copy may have missed
+        writes for longer than the bound."""
+        level = levels.read_level.get() or self._level
+        if level is ReadLevel.BOUNDED_STALENESS:
+            bound_ms = levels.max_staleness_ms.get() or self._max_staleness_ms
+            return self.staleness_ms is not None and self.staleness_ms(shard) > bound_ms
+        return level is ReadLevel.STRONG
 
     def shard_for(self, namespace: str, row_id: str) -> ShardId:
         """The shard of a row."""
@@ -68,7 +81,7 @@ class Router:
         found: dict[str, bytes] = {}
 
         async def one(shard: ShardId, some: list[str]) -> None:
-            if self._is_strong:
+            if self._asks_majority(shard):
                 found.update(await self._strong.read(shard, namespace, kind, some))
                 return
             answer = await self._asker.one(shard, ops.Read(shard, 0, namespace, kind, some), ops.Bodies)
@@ -96,10 +109,12 @@ class Router:
     async def search(self, namespace: str, request: Callable[[ShardId, int], ops.Request], k: int) -> ops.Hits:
         """The best ``k`` hits over all parts, by score, ties by id."""
         shards = self.shards_of(namespace)
-        if self._is_strong:
-            parts = await _gather(self._strong.search(s, namespace, request(s, 0), k) for s in shards)
-        else:
-            parts = await _gather(self._asker.one(s, request(s, 0), ops.Hits) for s in shards)
+        parts = await _gather(
+            self._strong.search(s, namespace, request(s, 0), k)
+            if self._asks_majority(s)
+            else self._asker.one(s, request(s, 0), ops.Hits)
+            for s in shards
+        )
         if len(parts) == 1:
             return parts[0]
         best = heapq.nsmallest(k, (hit for part in parts for hit in part.hits), key=lambda hit: (-hit.score, hit.id))

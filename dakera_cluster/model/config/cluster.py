@@ -199,7 +199,7 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = ReadConsistency.EVENTUAL
     max_staleness_ms: Annotated[
-        int, Var("DAKERA_MAX_STALENESS_MS", Duration("ms", 1), "bound of bounded_staleness")
+        int, Var("DAKERA_MAX_STALENESS_MS", Duration("ms", 1), "bound of bounded_staleness", effect=True)
     ] = 5000
     write_timeout_ms: Annotated[
         int, Var("DAKERA_WRITE_TIMEOUT_MS", Duration("ms", 10), "wait for the write quorum", effect=True)
@@ -264,7 +264,7 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
     repair_interval_s: Annotated[
         int,
         Var("DAKERA_REPAIR_INTERVAL_SECS", Duration("s", 1), "time between two comparisons with a peer", effect=True),
-    ] = 10
+    ] = 2
     tombstone_grace_s: Annotated[
         int,
         Var(
