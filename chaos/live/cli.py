@@ -35,6 +35,7 @@ def add_commands(commands: Any) -> None:
     live.add_argument("--duration", type=float, default=60.0, metavar="S", help="seconds of load (default 60)")
     live.add_argument("--rate", type=float, default=30.0, help="operations a second (default 30)")
     live.add_argument("--clients", type=int, default=32, help="clients (default 32)")
+    live.add_argument("--each-once", action="store_true", help="go on until every nemesis has had its turn")
     live.set_defaults(run=_live)
     measured = commands.add_parser(
         "figures", help="detection, failover, minorities, lost disks, an absent bucket: measured"
@@ -74,6 +75,7 @@ def _live(options: argparse.Namespace) -> int:
         seed=options.seed,
         rate=options.rate,
         clients=options.clients,
+        each_once=options.each_once,
         bucket=options.bucket,
         network=options.network,
         env=_settings(options),

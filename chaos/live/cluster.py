@@ -115,7 +115,7 @@ class LiveCluster:
             "DAKERA_GRPC_ENABLED": "false",
             "DAKERA_DRAIN_SECS": "1",
             "RATE_LIMIT_RPS": "0",
-            "DAKERA_ACCESS_LOG": "false",
+            "RUST_LOG": "info,dakera_cluster.api.access=warn",
             **self.bucket.env(),
             **(self.redis.env() if self.redis is not None else {}),
             **(self.clocks.env(name) if self.clocks is not None else {}),

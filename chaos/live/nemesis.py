@@ -267,12 +267,14 @@ def usable(names: Sequence[str], cluster: LiveCluster) -> tuple[list[str], dict[
     return [name for name in names if name not in skipped], skipped
 
 
-async def torment(arena: Arena, names: Sequence[str], until: float) -> None:
-    """Strike again and again, each nemesis once before any comes twice, until that time of the monotonic clock."""
-    turn: list[str] = []
+async def torment(arena: Arena, names: Sequence[str], until: float, *, each_once: bool = False) -> None:
+    """Strike again and again, each nemesis once before any comes twice, until that time of the monotonic clock; with
+    ``each_once`` also past it, until every one has had its turn."""
+    turn: list[str] = arena.rng.sample(names, len(names))
     while True:
         gap_s = arena.rng.uniform(*GAP_S)
-        if time.monotonic() + gap_s + HOLD_S[0] > until:
+        owed = each_once and len(arena.events) < len(names)
+        if time.monotonic() + gap_s + HOLD_S[0] > until and not owed:
             return
         await asyncio.sleep(gap_s)
         if not turn:

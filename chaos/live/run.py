@@ -46,6 +46,8 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     clients: int = 32
     bucket: str = "dir"
     network: str = "auto"
+    each_once: bool = False
+    """Go on past the duration until every nemesis has had its turn."""
     env: dict[str, str] = {}
 
 
@@ -102,7 +104,9 @@ async def _run(options: RunOptions, cluster: LiveCluster, out: Path, say: Say) -
         try:
             await asyncio.sleep(CALM_BEFORE_S)
             if names:
-                await nemesis.torment(arena, names, start + options.duration_s - CALM_AFTER_S)
+                await nemesis.torment(
+                    arena, names, start + options.duration_s - CALM_AFTER_S, each_once=options.each_once
+                )
             await asyncio.sleep(max(0.0, start + options.duration_s - time.monotonic()))
             say("healing")
             crashed = [node.name for node in cluster.nodes.values() if node.has_crashed]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -11,25 +12,25 @@ from chaos.live.history import Kind, Outcome
 from chaos.live.report import summary
 from chaos.live.run import VERIFY_CLIENT, Result, RunOptions, run_live
 
-DURATION_S = 38.0
+DURATION_S = 30.0
 
 
 @pytest.fixture(scope="module")
-async def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    options = RunOptions(nemeses=("kill", "pause", "leader"), duration_s=DURATION_S, seed=5, rate=20.0)
+def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    options = RunOptions(nemeses=("kill", "pause", "leader"), duration_s=DURATION_S, seed=5, rate=20.0, each_once=True)
     lines: list[str] = []
     out: Path = tmp_path_factory.mktemp("chaos")
-    return await run_live(options, out, lines.append)
+    return asyncio.run(run_live(options, out, lines.append))
 
 
-pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = pytest.mark.slow
 
 
-async def test_every_promise_holds_under_kills_and_pauses(result: Result) -> None:
+def test_every_promise_holds_under_kills_and_pauses(result: Result) -> None:
     assert result.violations == [], _told(result.violations)
 
 
-async def test_the_run_proves_something(result: Result) -> None:
+def test_the_run_proves_something(result: Result) -> None:
     """A run in which nothing happened would hold every promise too."""
     made = summary(result)
     assert {event.nemesis for event in result.events} == {"kill", "pause", "leader"}
@@ -40,7 +41,7 @@ async def test_the_run_proves_something(result: Result) -> None:
     assert made["leader_epochs"] >= 2
 
 
-async def test_no_request_fails_that_a_retry_would_not_repair(result: Result) -> None:
+def test_no_request_fails_that_a_retry_would_not_repair(result: Result) -> None:
     killed = [one for one in result.failovers if one.nemesis in ("kill", "leader")]
     assert [one.failed for one in killed] == [0] * len(killed)
     assert any(one.retried > 0 for one in killed)
