@@ -1,0 +1,1 @@
+"""How the guarantees are proved: simulation, mutants, and chaos on real processes."""

@@ -1,0 +1,1 @@
+"""What operators and contributors run: local stack, benchmarks, generated documents, tables."""

@@ -13,7 +13,7 @@ import msgspec
 
 from dakera_cluster.model.ids import NodeId, ShardId
 from dakera_cluster.model.shardmap import ShardState
-from dakera_cluster.protocols.transfer import Holding, serves, votes
+from dakera_cluster.protocols.transfer import Holding, Mode, serves, votes
 from dakera_cluster.shard import keys
 from dakera_cluster.storage.batches import WriteBatch
 from dakera_cluster.storage.rows import RowStore
@@ -43,8 +43,13 @@ class Holdings:
         return sorted(self._records)
 
     def unknown(self, held: Iterable[ShardId]) -> int:
-        """How many of these shards have no record yet: what this node is to them is still being noted."""
-        return sum(shard not in self._records for shard in held)
+        """How many of these shards this node cannot speak for yet: nothing is noted of them, or their rows were lost and are
+        being fetched. A shard that is merely joining does not count: others serve it."""
+        return sum(self._is_open(shard) for shard in held)
+
+    def _is_open(self, shard: ShardId) -> bool:
+        record = self._records.get(shard)
+        return record is None or (record.mode is Mode.REHYDRATE and not record.is_complete)
 
     async def put(self, *records: Holding) -> None:
         """Make records durable; they count when this returns."""
