@@ -51,6 +51,7 @@ from dakera_cluster.cluster.segments import Segments, SegmentSettings
 from dakera_cluster.cluster.status import NodeStatus
 from dakera_cluster.cluster.vitals import VitalSigns
 from dakera_cluster.inference.embedder import Device
+from dakera_cluster.inference.reranker import Reranker, RerankerSettings, UnavailableReranker, open_reranker
 from dakera_cluster.inference.service import Embedder, EmbedderSettings, UnavailableEmbedder, open_embedder
 from dakera_cluster.memory.activity import ActivityStatus
 from dakera_cluster.memory.agents import Agents
@@ -63,6 +64,7 @@ from dakera_cluster.memory.keys import Keys
 from dakera_cluster.memory.namespaces import Namespaces
 from dakera_cluster.memory.queries import Queries
 from dakera_cluster.memory.recall import Recaller
+from dakera_cluster.memory.reranking import CrossEncoding
 from dakera_cluster.memory.services import Services
 from dakera_cluster.memory.sessions import Sessions
 from dakera_cluster.memory.store import Memories
@@ -228,6 +230,8 @@ async def start_node(settings: Settings, stack: contextlib.AsyncExitStack, stop:
 
     embedder = await _embedder(settings)
     stack.push_async_callback(embedder.close)
+    reranker = await _reranker(settings)
+    stack.push_async_callback(reranker.close)
     shared = Shared(settings, runtime.cluster_id if runtime is not None else identity.node, stack)
     events = EventBus(wall_ms)
     shared.add_events(events)
@@ -267,7 +271,7 @@ async def start_node(settings: Settings, stack: contextlib.AsyncExitStack, stop:
         rescue = replication.rescue
         status.add_check("restore", lambda: (not rescue.waiting, f"{rescue.waiting} shards are being restored"))
         status.add_check("map", partial(_map_check, maps, holdings, identity.node))
-    services = await _services(identity.node, core, notes, status, objects, portrait, stack)
+    services = await _services(identity.node, core, reranker, notes, status, objects, portrait, stack)
     registry = CollectorRegistry()
     registry.register(shared.metrics)
     app = make_app(services, _api_settings(settings), registry=registry, request_shutdown=stop.set)
@@ -403,6 +407,7 @@ def _register_portrait(server: PeerServer, portrait: Portrait) -> None:
 async def _services(
     node: str,
     core: Core,
+    reranker: Reranker | UnavailableReranker,
     notes: UsageNotes,
     status: NodeStatus,
     objects: ObjectStore,
@@ -416,7 +421,7 @@ async def _services(
     stack.push_async_callback(api_keys.close)
     return Services(
         memories=memories,
-        recall=Recaller(core, notes),
+        recall=Recaller(core, notes, CrossEncoding(reranker)),
         feedback=Feedback(core, memories),
         sessions=Sessions(core),
         agents=Agents(core),
@@ -492,6 +497,24 @@ async def _embedder(settings: Settings) -> Embedder | UnavailableEmbedder:
     if not embedder.available:
         log.warning("no embedding model: %s (keyword recall works without it)", embedder.reason)
     return embedder
+
+
+async def _reranker(settings: Settings) -> Reranker | UnavailableReranker:
+    models, retrieval = settings.models, settings.retrieval
+    reranker = await asyncio.to_thread(
+        open_reranker,
+        models.reranker_model,
+        Path(models.model_cache) if models.model_cache else None,
+        Device(models.device.value),
+        RerankerSettings(
+            threads=models.inference_threads,
+            candidates=retrieval.reranker_candidates,
+            budget_ms=float(retrieval.reranker_budget_ms),
+        ),
+        enabled=retrieval.reranker_enabled,
+    )
+    log.info("cross-encoder: %s", reranker.name if reranker.available else reranker.reason)
+    return reranker
 
 
 def _api_settings(settings: Settings) -> ApiSettings:

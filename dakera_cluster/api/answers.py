@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from dakera_cluster.memory.reranking import RerankReport
 from dakera_cluster.memory.services import ConsolidationStep
 from dakera_cluster.model.memories import FeedbackEntry, Memory, Session
 
@@ -161,6 +162,7 @@ class Recall(Answer, kw_only=True):
     query_embedding_time_ms: float
     search_time_ms: float
     explain: dict[str, Any] | None = None
+    rerank_report: RerankReport | None = None
 
 
 class MemoryPage(Answer, kw_only=True):

@@ -78,6 +78,8 @@ def recalled(answer: Recalled) -> dict[str, Any]:
         out["associated_memories"] = [recalled_memory(found) for found in answer.associated]
     if answer.explain is not None:
         out["explain"] = answer.explain
+    if answer.rerank_report is not None:
+        out["rerank_report"] = answer.rerank_report
     return out
 
 

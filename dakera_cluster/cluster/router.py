@@ -123,7 +123,10 @@ class Router:
             for step, spent in part.timings_us.items():
                 timings[step] = max(timings.get(step, 0), spent)
         extra = [hit for part in parts for hit in part.extra]
-        return ops.Hits(best, sum(p.searched for p in parts), sum(p.matched for p in parts), timings, extra)
+        searched, matched = sum(part.searched for part in parts), sum(part.matched for part in parts)
+        question = next((part.question for part in parts if part.question is not None), None)
+        reranked = any(part.reranked for part in parts)
+        return ops.Hits(best, searched, matched, timings, extra, question, reranked)
 
     async def select(self, request: ops.Select, *, namespace: str | None = None) -> ops.Selected:
         """A page over all parts, in the request's order; ``shard`` and ``map_version`` of the request are filled in."""

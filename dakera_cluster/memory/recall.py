@@ -2,7 +2,9 @@
 
 The question is embedded once, here; ranking happens where the rows are; what was found is noted as used afterwards, off
 the path. ``top_k`` memories at most are returned, best first; with ``neighborhood`` given as true the memories within five
-minutes of a hit in its session come beside them and never push one out. Called by the API.
+minutes of a hit in its session come beside them and never push one out. With ``rerank`` "cross-encoder" the head of what
+was found is put in the order of the node's pair model; the memories beside are then those of all its candidates. Every
+answer reports what ordered it. Called by the API.
 """
 
 from __future__ import annotations
@@ -23,6 +25,13 @@ from dakera_cluster.memory.core import (
     parse_time,
 )
 from dakera_cluster.memory.requests import DEFAULT_RECALL_TOP_K, DEFAULT_SEARCH_TOP_K, RecallQuery
+from dakera_cluster.memory.reranking import (
+    CROSS_ENCODER_SPELLINGS,
+    FEATURE,
+    CrossEncoding,
+    RerankReport,
+    plain_report,
+)
 from dakera_cluster.memory.services import Recalled
 from dakera_cluster.memory.store import check_content, check_tags
 from dakera_cluster.memory.usage import UsageNotes
@@ -45,9 +54,10 @@ MAX_QUERY_CHARS = 20_000
 class Recaller:
     """Implements `services.RecallService`."""
 
-    def __init__(self, core: Core, notes: UsageNotes) -> None:
+    def __init__(self, core: Core, notes: UsageNotes, cross: CrossEncoding) -> None:
         self._core = core
         self._notes = notes
+        self._cross = cross
 
     async def recall(self, agent_id: str, query: RecallQuery) -> Recalled:
         """The best memories for a question; counts as their use."""
@@ -63,7 +73,9 @@ class Recaller:
     async def _find(self, agent_id: str, query: RecallQuery, k: int, *, rerank: bool) -> Recalled:
         namespace = agent_space(agent_id)
         where = self._check(query)
-        options = self._options(query, k, rerank=rerank)
+        crossed = query.rerank in CROSS_ENCODER_SPELLINGS
+        wanted = self._cross.wanted(k) if crossed else k
+        options = self._options(query, wanted, rerank=rerank)
         started = time.perf_counter()
         asked = await self._features(query.query, options.routing)
         embedded = time.perf_counter()
@@ -74,21 +86,27 @@ class Recaller:
 
         def request(shard: int, version: int) -> ops.Request:
             return ops.Recall(
-                shard, version, namespace, now_ms, k, query.query, vector, token_ids, token_vectors, where, plain,
+                shard, version, namespace, now_ms, wanted, query.query, vector, token_ids, token_vectors, where, plain,
                 neighbours,
             )  # fmt: skip
 
-        hits = await self._core.router.search(namespace, request, k)
+        hits = await self._core.router.search(namespace, request, wanted)
         if hits.searched == 0:
             await self._core.require(namespace)
+        best, report = hits.hits, plain_report(hits)
+        found = time.perf_counter()
+        if crossed:
+            best, report = await self._cross.reranked(query.query, hits, k)
+            hits.timings_us[FEATURE] = int((time.perf_counter() - found) * 1e6)
         return Recalled(
-            memories=[self._scored(agent_id, hit) for hit in hits.hits],
-            total_found=len(hits.hits),
+            memories=[self._scored(agent_id, hit) for hit in best],
+            total_found=len(best),
             associated=[] if query.include_associated else None,
             context=[self._core.memory_of_hit(agent_id, hit) for hit in hits.extra] if neighbours else None,
             query_embedding_time_ms=(embedded - started) * 1000,
             search_time_ms=(time.perf_counter() - embedded) * 1000,
-            explain=self._explanation(hits, asked) if query.explain else None,
+            explain=self._explanation(hits, asked, report) if query.explain else None,
+            rerank_report=report,
         )
 
     async def _features(self, text: str, routing: Routing) -> QueryFeatures:
@@ -108,7 +126,7 @@ class Recaller:
         if not self._core.settings.bm25_enabled and routing in (Routing.AUTO, Routing.HYBRID):
             routing = Routing.VECTOR
         if query.rerank is not None:
-            late = query.rerank in (True, Rerank.LATE)
+            late = query.rerank in (True, Rerank.LATE, *CROSS_ENCODER_SPELLINGS)
         else:
             late = rerank and routing in (Routing.AUTO, Routing.HYBRID)
         return Options(
@@ -133,10 +151,10 @@ class Recaller:
         )
 
     @staticmethod
-    def _explanation(hits: ops.Hits, asked: QueryFeatures) -> dict[str, Any]:
+    def _explanation(hits: ops.Hits, asked: QueryFeatures, report: RerankReport) -> dict[str, Any]:
         return {
             "question": hits.question,
-            "reranker": Rerank.LATE.value if hits.reranked else Rerank.NONE.value,
+            "reranker": report.reranker.value,
             "embedded": asked.vector is not None,
             "candidates": hits.matched,
             "timings_us": hits.timings_us,
@@ -152,7 +170,7 @@ class Recaller:
         check_choice(query.routing, tuple(Routing), "routing")
         check_choice(query.fusion, tuple(Fusion), "fusion")
         if isinstance(query.rerank, str):
-            check_choice(query.rerank, tuple(Rerank), "rerank")
+            check_choice(query.rerank, (*Rerank, *CROSS_ENCODER_SPELLINGS[1:]), "rerank")
         check_range(query.vector_weight, "vector_weight", 0, 1)
         check_range(query.min_importance, "min_importance", 0, 1)
         check_range(query.iterations, "iterations", 1, MAX_ITERATIONS)

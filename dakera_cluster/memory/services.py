@@ -33,6 +33,7 @@ from dakera_cluster.memory.requests import (
     VectorItem,
     VectorQuery,
 )
+from dakera_cluster.memory.reranking import RerankReport
 from dakera_cluster.model.keys import Access, KeyInfo, KeyUsage, Scope
 from dakera_cluster.model.memories import FeedbackEntry, Memory, ScoredMemory, Session
 from dakera_cluster.model.shardmap import MemberState
@@ -52,6 +53,7 @@ class Recalled(msgspec.Struct):
     query_embedding_time_ms: float = 0.0
     search_time_ms: float = 0.0
     explain: dict[str, Any] | None = None
+    rerank_report: RerankReport | None = None
 
 
 class BatchRecalled(msgspec.Struct):

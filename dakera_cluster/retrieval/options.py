@@ -21,10 +21,12 @@ class Routing(StrEnum):
 
 
 class Rerank(StrEnum):
-    """What orders the candidates: the fused lists alone, or the late-interaction model over their features."""
+    """What orders the candidates: the fused lists alone, the late-interaction model over their features, or a model that
+    reads question and memory together. The last runs on the coordinator, over what LATE found: the engine knows two."""
 
     NONE = "none"
     LATE = "late"
+    CROSS_ENCODER = "cross-encoder"
 
 
 class Fusion(StrEnum):

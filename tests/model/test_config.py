@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dakera_cluster.inference.models import resolve, spellings
+from dakera_cluster.inference.models import Task, resolve, spellings
 from dakera_cluster.model.config import (
     ROWS,
     ConfigError,
@@ -370,6 +370,14 @@ class TestKinds:
     @pytest.mark.parametrize("spelling", [spelling for name in spellings() for spelling in (name, name.upper())])
     def test_every_spelling_of_the_model_catalogue_gives_the_clients_name(self, spelling: str) -> None:
         assert settings_of(DAKERA_EMBEDDING_MODEL=spelling).models.embedding_model == resolve(spelling).name
+
+    @pytest.mark.parametrize("spelling", spellings(Task.RERANKER))
+    def test_every_spelling_of_a_reranker_gives_its_name(self, spelling: str) -> None:
+        for written in (spelling, spelling.upper()):
+            assert settings_of(DAKERA_RERANKER_MODEL=written).models.reranker_model == "bge-reranker-base"
+        assert settings_of(DAKERA_RERANKER_MODEL="/models/mine").models.reranker_model == "/models/mine"
+        with pytest.raises(ConfigError):
+            settings_of(DAKERA_EMBEDDING_MODEL=spelling if "/" not in spelling else "bge-reranker-base")
 
     def test_a_directory_is_a_model(self) -> None:
         assert settings_of(DAKERA_EMBEDDING_MODEL="/models/mine").models.embedding_model == "/models/mine"

@@ -25,6 +25,9 @@ _SPELLINGS = {
     "bge-large": ("bge-large", "bgelargeenv15", "bge-large-en-v1.5", "baai/bge-large-en-v1.5"),
 }
 _NAME_OF = {spelling: name for name, spellings in _SPELLINGS.items() for spelling in spellings}
+_RERANKER_NAME_OF = dict.fromkeys(
+    ("bge-reranker-base", "bgererankerbase", "baai/bge-reranker-base"), "bge-reranker-base"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +35,30 @@ class ModelName(Text):
     """A model's name in any documented spelling, answered in the official clients' spelling; or a directory."""
 
     @property
+    def names(self) -> dict[str, str]:
+        """Name by lower-case spelling."""
+        return _NAME_OF
+
+    @property
     def expected(self) -> str:
-        return f"one of {', '.join(_NAME_OF)}, or the path of a model directory"
+        return f"one of {', '.join(self.names)}, or the path of a model directory"
 
     def parse(self, text: str) -> str:
-        name = _NAME_OF.get(text.lower())
+        name = self.names.get(text.lower())
         if name is not None:
             return name
         if not text.isprintable() or "/" not in text:
             raise ValueError
         return text
+
+
+@dataclass(frozen=True, slots=True)
+class RerankerName(ModelName):
+    """The same, of a model that reads question and text together."""
+
+    @property
+    def names(self) -> dict[str, str]:
+        return _RERANKER_NAME_OF
 
 
 class Device(enum.StrEnum):
@@ -60,6 +77,16 @@ class Models(msgspec.Struct, frozen=True, kw_only=True):
             effect=True,
         ),
     ] = "minilm"
+    reranker_model: Annotated[
+        str,
+        Var(
+            "DAKERA_RERANKER_MODEL",
+            RerankerName(),
+            "the cross-encoder of `rerank: cross-encoder`, used where installed: bge-reranker-base, or a directory of a pair "
+            "model (safetensors or ONNX)",
+            effect=True,
+        ),
+    ] = "bge-reranker-base"
     device: Annotated[
         Device,
         Var("DAKERA_INFERENCE_DEVICE", Choice(Device), "where the models run", toml="embeddings.device", effect=True),

@@ -55,8 +55,32 @@ class Retrieval(msgspec.Struct, frozen=True, kw_only=True):
     bm25_b: Annotated[float, Var("DAKERA_BM25_B", _UNIT, "strength of length normalisation", effect=True)] = 0.75
     rrf_k: Annotated[int, Var("DAKERA_RRF_K", Int(1, 10_000), "constant of reciprocal rank fusion", effect=True)] = 60
     reranker_enabled: Annotated[
-        bool, Var("DAKERA_RERANKER_ENABLED", Bool(), "rerank the fused candidates where the model's files are there")
+        bool,
+        Var(
+            "DAKERA_RERANKER_ENABLED",
+            Bool(),
+            "rerank by cross-encoder where a request asks for it and the model's files are there",
+            effect=True,
+        ),
     ] = True
+    reranker_candidates: Annotated[
+        int,
+        Var(
+            "DAKERA_RERANKER_CANDIDATES",
+            Int(1, 200, "memories"),
+            "memories the cross-encoder reads a recall",
+            effect=True,
+        ),
+    ] = 30
+    reranker_budget_ms: Annotated[
+        int,
+        Var(
+            "DAKERA_RERANKER_BUDGET_MS",
+            Int(1, 60_000, "ms"),
+            "time the cross-encoder has for a recall; what it does not reach keeps its place behind the rest",
+            effect=True,
+        ),
+    ] = 2000
     name_boost: Annotated[
         float, Var("DAKERA_NAME_BOOST", _UNIT, "boost for memories that hold a proper noun of the query", effect=True)
     ] = 0.3
