@@ -10,6 +10,7 @@ import pytest
 
 from dakera_cluster.api.route import NoBody, Route
 from dakera_cluster.api.routes import ROUTES
+from dakera_cluster.api.streams import CONTENT_TYPE
 from tests.support.wire_examples import NOT_ALONE, VECTOR, World
 
 BODY_OPTIONAL = [
@@ -244,7 +245,7 @@ def test_every_row_answers_a_valid_request(http: httpx.Client) -> None:
     def rank(row: tuple[Route, str]) -> tuple[int, bool]:
         return order[row[0].method], "delete" in row[1] or "deactivate" in row[1]
 
-    rows = [(route, path) for route in ROUTES for path in route.paths]
+    rows = [(route, path) for route in ROUTES for path in route.paths if route.answer_type != CONTENT_TYPE]
     for route, path in sorted(rows, key=rank):
         if path == "/ops/shutdown":
             continue

@@ -804,6 +804,68 @@ async def validation_errors_name_the_field(walk: Walk) -> None:
     assert "memory_type" in raised.message
 
 
+# -- event streams ----------------------------------------------------------------------------------------------------
+
+
+async def heard(walk: Walk, stream: Any, make: Callable[[], Any], wanted: Callable[[Any], bool]) -> list[Any]:
+    """Events of a stream up to the first that is wanted; ``make`` is called once the stream says it is connected."""
+    events: list[Any] = []
+
+    async def listen(first: Any) -> None:
+        async with asyncio.timeout(20):
+            event = await first()
+            assert (getattr(event, "type", None) or event.event_type) == "connected"
+            await make()
+            while not events or not wanted(events[-1]):
+                events.append(await first())
+
+    if walk.sync:
+        iterator = iter(stream)
+        await listen(lambda: asyncio.to_thread(next, iterator))
+    else:
+        await listen(stream.__anext__)
+    close_stream = getattr(stream, "aclose", None) or stream.close
+    closed = close_stream()
+    if inspect.isawaitable(closed):
+        await closed
+    return events
+
+
+@step("stream_memory_events")
+async def memory_events_are_streamed(walk: Walk) -> None:
+    agent = walk.name("agent")
+    text = "tea \u2028 at five\u0085 \u00e9 \U0001f600\n\n"
+
+    async def make() -> None:
+        await walk.do("store_memory", agent, text, importance=0.75)
+        session = await walk.do("start_session", agent)
+        await walk.do("end_session", session.session_id if hasattr(session, "session_id") else session["session_id"])
+
+    ends = lambda event: (event.event_type, event.agent_id) == ("session_ended", agent)  # noqa: E731
+    events = [e for e in await heard(walk, walk.client.stream_memory_events(), make, ends) if e.agent_id == agent]
+    assert [event.event_type for event in events] == ["stored", "session_started", "session_ended"]
+    stored = events[0]
+    assert (stored.content, stored.importance) == (text, 0.75)
+    assert stored.memory_id and abs(stored.timestamp / 1000 - time.time()) < 60
+    assert events[1].session_id == events[2].session_id
+
+
+@step("stream_namespace_events", "stream_global_events")
+async def system_events_are_streamed(walk: Walk) -> None:
+    for method, arguments in (("stream_namespace_events", True), ("stream_global_events", False)):
+        name = walk.name("ns")
+
+        async def make(name: str = name) -> None:
+            await walk.do("create_namespace", name, 3)
+            await walk.do("delete_namespace", name)
+
+        stream = getattr(walk.client, method)(*([name] if arguments else []))
+        ends = lambda event, name=name: (event.type, event.namespace) == ("namespace_deleted", name)  # noqa: E731
+        events = [event for event in await heard(walk, stream, make, ends) if event.namespace == name]
+        assert [event.type for event in events] == ["namespace_created", "namespace_deleted"]
+        assert events[0].dimension == 3
+
+
 # -- the program ------------------------------------------------------------------------------------------------------
 
 
