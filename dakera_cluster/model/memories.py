@@ -13,7 +13,9 @@ from typing import Any
 import msgspec
 
 PREVIEW_CHARS = 200
-MAX_CONTENT_CHARS = 100_000
+MAX_CONTENT_CHARS = 1_000_000
+"""The contract promises clients at least 100,000; real logs hold pasted files several times as long, and refusing one would
+lose it. Keywords find all of a text, its vectors speak for the first passages (`retrieval.writing`)."""
 MAX_TAGS = 256
 MAX_TAG_CHARS = 256
 DEFAULT_IMPORTANCE = 0.5
