@@ -54,7 +54,8 @@ class Client:
         self._urls = dict(urls)
         self._nodes: Sequence[str] = list(urls)
         self._turn = 0
-        self._hanging: set[str] = set()
+        self.hanging: set[str] = set()
+        """Nodes that accept connections and answer nothing."""
         self._probes: list[asyncio.Task[None]] = []
         self._session = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=timeout_s, connect=min(2.0, timeout_s)),
@@ -70,11 +71,11 @@ class Client:
         while True:
             try:
                 async with self._session.get(f"{self._urls[node]}/health", timeout=timeout):
-                    self._hanging.discard(node)
+                    self.hanging.discard(node)
             except TimeoutError:
-                self._hanging.add(node)
+                self.hanging.add(node)
             except (aiohttp.ClientError, OSError):
-                self._hanging.discard(node)
+                self.hanging.discard(node)
             await asyncio.sleep(PROBE_EVERY_S)
 
     async def close(self) -> None:
@@ -89,7 +90,7 @@ class Client:
         if after is None:
             self._turn += 1
         order = [self._nodes[(place + step) % len(self._nodes)] for step in range(len(self._nodes))]
-        return next((node for node in order if node not in self._hanging), order[0])
+        return next((node for node in order if node not in self.hanging), order[0])
 
     async def ask(self, request: Request, *, node: str | None = None, attempts: int = 2) -> Answer:
         """Send it to ``node`` (None: the next in turn), and once more to the one after when that did not answer well."""
