@@ -94,6 +94,7 @@ class Embedder:
         self.dimension = encoder.dimension
         self.fingerprint = encoder.fingerprint
         """Names model, precision and files; rows carry it, so that vectors of different models never meet."""
+        self._reserved_tokens = len(encoder.tokenize([""], TextKind.PASSAGE)[0])
         self._queues = {
             TextKind.QUERY: JobQueue(settings.max_queued_queries, settings.max_queued_chars),
             TextKind.PASSAGE: JobQueue(settings.max_queued_passages, settings.max_queued_chars),
@@ -167,8 +168,7 @@ class Embedder:
         """Character ranges that cut `text` to what the model reads at once (`max_tokens` at most, special tokens and
         prefix included); see `passages.passages`. Takes time in proportion to the text: not for the event loop."""
         spec = self._encoder.spec
-        reserved = len(self._encoder.tokenize([""], TextKind.PASSAGE)[0])
-        budget = min(max_tokens or spec.max_tokens, spec.max_tokens) - reserved
+        budget = min(max_tokens or spec.max_tokens, spec.max_tokens) - self._reserved_tokens
         return passages(text, self._encoder.token_spans(text), budget, overlap_tokens)
 
     def pieces(self, ids: Sequence[int] | NDArray[np.int32]) -> list[str]:

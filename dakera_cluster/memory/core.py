@@ -181,7 +181,7 @@ class Core:
 
         Raises ModelUnavailableError, OverloadedError or QueryTimeoutError; then nothing is set.
         """
-        passages = [await self._passages(fields) for fields in documents]
+        passages = await self._passages(documents)
         encoded = await self.embed([text for texts in passages for text in texts], TextKind.PASSAGE, tokens=True)
         at = 0
         for fields, texts in zip(documents, passages, strict=True):
@@ -191,11 +191,22 @@ class Core:
             fields[Field.MODEL] = self.embedder.name
             at += len(texts)
 
-    async def _passages(self, fields: dict[str, Any]) -> list[str]:
-        text, metadata = fields[Field.TEXT], fields.get(Field.METADATA)
-        if isinstance(self.embedder, UnavailableEmbedder) or len(text) <= SURELY_ONE_PASSAGE_CHARS:
-            return writing.passages(text, metadata, _one_passage)
-        return await asyncio.to_thread(writing.passages, text, metadata, self.embedder.passages)
+    async def _passages(self, documents: Sequence[dict[str, Any]]) -> list[list[str]]:
+        """The texts to embed of each document; the long ones of a batch are cut together, off the event loop."""
+        embedder = self.embedder
+        ranges = _one_passage if isinstance(embedder, UnavailableEmbedder) else embedder.passages
+
+        def cut(fields: dict[str, Any]) -> list[str]:
+            text = fields[Field.TEXT]
+            some = ranges if len(text) > SURELY_ONE_PASSAGE_CHARS else _one_passage
+            return writing.passages(text, fields.get(Field.METADATA), some)
+
+        def cut_all() -> list[list[str]]:
+            return [cut(fields) for fields in documents]
+
+        if all(len(fields[Field.TEXT]) <= SURELY_ONE_PASSAGE_CHARS for fields in documents):
+            return cut_all()
+        return await asyncio.to_thread(cut_all)
 
     def memory(self, agent_id: str, row_id: str, document: Document, usage: Usage | None) -> Memory:
         return memory_of(
