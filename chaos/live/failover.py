@@ -26,6 +26,7 @@ class Failover(msgspec.Struct, frozen=True):
     detected_ms: float | None
     new_leader_ms: float | None
     write_p99_ms: float | None
+    """Of operations that did not go to a node that hung: what those felt is the client's own time-out."""
     recall_p99_ms: float | None
     operations: int
     retried: int
@@ -42,13 +43,15 @@ def failovers(events: Sequence[Event], sightings: Sequence[Sighting], history: S
 def _failover(event: Event, sightings: Sequence[Sighting], history: Sequence[Operation]) -> Failover:
     until = event.start_ms + WINDOW_MS
     some = [op for op in history if event.start_ms <= op.start_ms < until]
+    hung = set(event.targets) if event.nemesis in ("pause", "partition") else set()
+    spared = [op for op in some if not any(attempt.node in hung for attempt in op.attempts)]
     return Failover(
         nemesis=event.nemesis,
         targets=event.targets,
         detected_ms=detection_ms(event, sightings),
         new_leader_ms=succession_ms(event, sightings),
-        write_p99_ms=percentile([op.latency_ms for op in some if op.kind.is_write], 0.99),
-        recall_p99_ms=percentile([op.latency_ms for op in some if op.kind is Kind.RECALL], 0.99),
+        write_p99_ms=percentile([op.latency_ms for op in spared if op.kind.is_write], 0.99),
+        recall_p99_ms=percentile([op.latency_ms for op in spared if op.kind is Kind.RECALL], 0.99),
         operations=len(some),
         retried=sum(len(op.attempts) > 1 for op in some),
         failed=sum(unserved(op) for op in some),
@@ -83,7 +86,8 @@ def succession_ms(event: Event, sightings: Sequence[Sighting]) -> float | None:
     if not before or before[-1].leader not in event.targets:
         return None
     epoch = before[-1].epoch
-    later = (s for s in sightings if s.end_ms > event.start_ms and s.epoch > epoch and s.leader is not None)
+    until = event.end_ms + WINDOW_MS
+    later = (s for s in sightings if event.start_ms < s.end_ms < until and s.epoch > epoch and s.leader is not None)
     return min((s.end_ms - event.start_ms for s in later if s.leader not in event.targets), default=None)
 
 
