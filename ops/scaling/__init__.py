@@ -1,0 +1,1 @@
+"""What `ops.scaling_tables` measures: placement and planning, control traffic, the bucket, and a node's footprint."""
