@@ -327,6 +327,7 @@ def _runtime_settings(settings: Settings) -> RuntimeSettings:
         bind=Address(bind.host, bind.port),
         advertise=Address(advertise.host, advertise.port) if advertise is not None else None,
         api_url=cluster.api_advertise or f"http://{server.host}:{server.port}",
+        zone=cluster.zone or "",
         seeds=seeds,
         secret=secret.reveal() if secret is not None else None,
         gossip_keys=tuple(keys_),

@@ -39,7 +39,7 @@ RESTORE_ROWS = 256
 
 class SegmentSettings(msgspec.Struct, frozen=True, kw_only=True):
     """``interval_s``: between two looks at all shards; ``segment_rows``: rows of one segment at most; ``max_deltas``: of a
-    shard before a new base is written."""
+    shard before a new base is considered."""
 
     interval_s: float = 10.0
     segment_rows: int = 20_000
@@ -136,10 +136,15 @@ class Segments:
         """Shards whose first live, whole replica is this node."""
         current = self._maps.current
         mine: list[ShardId] = []
-        for number, state in enumerate(current.shards if current is not None else ()):
-            first = next((node for node in state.replicas if node == self._node or self._is_alive(node)), None)
-            if first == self._node and self._holdings.serves(ShardId(number), state):
-                mine.append(ShardId(number))
+        alive: dict[NodeId, bool] = {self._node: True}
+        for shard in current.holds(self._node) if current is not None else ():
+            state = self._maps.state(shard)
+            for node in state.replicas:
+                if node not in alive:
+                    alive[node] = self._is_alive(node)
+            first = next((node for node in state.replicas if alive[node]), None)
+            if first == self._node and self._holdings.serves(shard, state):
+                mine.append(shard)
         return mine
 
     def _is_ours(self, progress: Progress) -> bool:
@@ -153,9 +158,8 @@ class Segments:
         manifest, etag = await self._read_manifest(shard)
         progress = _progress(manifest) if manifest is not None else None
         upto = replica.sequence
-        deltas = len(manifest.segments) - progress.base if manifest is not None and progress is not None else 0
         changes = None
-        if progress is not None and self._is_ours(progress) and deltas < self._settings.max_deltas:
+        if manifest is not None and progress is not None and self._is_ours(progress) and not self._outgrown(manifest):
             changes = await asyncio.to_thread(_changed_keys, replica, progress.sequence)
         entries: list[SegmentEntry] = []
         if changes is not None and manifest is not None and progress is not None:
@@ -181,6 +185,13 @@ class Segments:
         self._manifests[shard] = (made, written)
         for entry in manifest.segments if manifest is not None and not kept else ():
             await self._objects.delete(entry.object_key)
+
+    def _outgrown(self, manifest: Manifest) -> bool:
+        """Whether the deltas are many *and* weigh as much as the base: then writing it anew costs no more than they did."""
+        base = _progress(manifest).base
+        deltas = manifest.segments[base:]
+        weight = sum(entry.size_bytes for entry in manifest.segments[:base])
+        return len(deltas) >= self._settings.max_deltas and sum(entry.size_bytes for entry in deltas) >= weight
 
     async def _write(self, shard: ShardId, replica: Replica, changed: list[bytes] | None) -> list[SegmentEntry]:
         """Segments of the changed rows, or of all rows."""

@@ -79,6 +79,10 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
     role: Annotated[
         Role | None, Var("DAKERA_CLUSTER_ROLE", Choice(Role), "there is no static primary: leaders are elected")
     ] = None
+    zone: Annotated[
+        str | None,
+        Var("DAKERA_ZONE", NODE_ID, "rack or availability zone: replicas of a shard are spread over zones", effect=True),
+    ] = None
     seeds: Annotated[
         tuple[HostPort, ...],
         Var(
