@@ -39,9 +39,9 @@ class _Settled:
     def __init__(self, operations: Sequence[Operation]) -> None:
         self._at: dict[tuple[int, str], float] = {}
         for op in operations:
-            if op.changes and op.outcome is Outcome.OK:
+            if op.changes:
                 for field in WRITES[op.kind]:
-                    self._at[op.number, field] = op.end_ms
+                    self._at[op.number, field] = op.settled_ms
             elif op.kind is Kind.STRONG_GET and op.outcome is Outcome.OK and op.seen is not None:
                 for field, number in op.seen.by_field().items():
                     known = self._at.get((number, field), FOREVER)

@@ -120,22 +120,28 @@ class Operation(msgspec.Struct):
 
     @property
     def settled_ms(self) -> float:
-        """By when the write has certainly happened."""
-        return self.end_ms if self.outcome is Outcome.OK else FOREVER
+        """By when the write has certainly happened. A forget that found nothing did nothing."""
+        idle = self.kind is Kind.FORGET and not self.found
+        return self.end_ms if self.outcome is Outcome.OK and not idle else FOREVER
 
     @property
     def effect_until_ms(self) -> float:
         """Until when the write may still happen: an attempt nobody heard the end of may be carried out at any later time,
         also when the next attempt was acknowledged."""
-        unsure = any(attempt.outcome.is_unsure for attempt in self.attempts)
-        return FOREVER if unsure or self.outcome is not Outcome.OK else self.end_ms
+        return FOREVER if self.is_loose or self.outcome is not Outcome.OK else self.end_ms
+
+    @property
+    def is_loose(self) -> bool:
+        """Whether the end of an attempt is not known, whatever became of the others."""
+        return any(attempt.outcome.is_unsure for attempt in self.attempts)
 
     @property
     def changes(self) -> bool:
         """A write that may have had an effect."""
         if not self.kind.is_write or self.outcome is Outcome.FAILED:
             return False
-        return self.kind is not Kind.FORGET or self.outcome is not Outcome.OK or self.found
+        # A forget that found nothing did nothing, unless an attempt before it had deleted the memory without saying so.
+        return self.kind is not Kind.FORGET or self.outcome is not Outcome.OK or self.found or self.is_loose
 
 
 def overall(attempts: Iterable[Attempt]) -> Outcome:

@@ -155,6 +155,16 @@ def test_an_unsure_delete_excuses_an_absence() -> None:
     assert story.promises() == []
 
 
+def test_a_retried_delete_that_found_nothing_may_have_deleted_at_first() -> None:
+    attempts = [Attempt("node-1", 20, 25, Outcome.AMBIGUOUS), Attempt("node-2", 25, 30, Outcome.OK)]
+    for shown in (None, 1):
+        story = Story()
+        story.store(0)
+        story.forget(20, found=False, attempts=attempts)
+        story.read(40, shown)
+        assert story.promises() == []
+
+
 def test_an_old_delete_does_not_excuse_an_absence() -> None:
     story = Story()
     story.store(0)
