@@ -23,7 +23,14 @@ from tests.support.powerloss import lose_power, make_powerloss_env
 ROUNDS = 20
 STORES = 200
 AGENT = "survivor"
-TOPICS = ["trains to Vienna", "the blue bicycle", "a dentist's bill", "chess with Maria", "tomato seeds", "jazz records"]
+TOPICS = [
+    "trains to Vienna",
+    "the blue bicycle",
+    "a dentist's bill",
+    "chess with Maria",
+    "tomato seeds",
+    "jazz records",
+]
 
 
 class Storm:
