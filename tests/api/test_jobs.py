@@ -17,7 +17,7 @@ def jobs() -> Jobs:
 
 async def settled(job: Job) -> None:
     async with asyncio.timeout(5):
-        while job.completed_at is None:  # noqa: ASYNC110
+        while job.completed_at is None:
             await asyncio.sleep(0)
 
 

@@ -55,7 +55,7 @@ class GatedEncoder(OnnxEncoder):
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110  the state belongs to another thread
+        while not condition():
             await asyncio.sleep(0.001)
 
 

@@ -108,6 +108,25 @@ async def test_other_models_missing_parts_and_broken_values_are_misses() -> None
     assert shared.stats().puts == 1
 
 
+async def test_while_next_to_nothing_is_found_only_some_queries_are_asked_for() -> None:
+    store = Store()
+    shared = SharedEmbeddings(store, "model", D)
+    known, unknown = EmbeddingCache.key("known"), EmbeddingCache.key("unknown")
+    shared.put(known, entry(1))
+    await until(lambda: shared.stats().puts == 1)
+    for _ in range(1_000):
+        await shared.get([unknown], tokens=True)
+    asked = store.asked
+    assert 64 < asked < 300, "it gives up after a while and not at once"
+    for _ in range(160):
+        await shared.get([unknown], tokens=True)
+    assert store.asked == asked + 10
+    for _ in range(1_000):
+        await shared.get([known], tokens=True)
+    asked = store.asked
+    assert all([await shared.get([known], tokens=True) for _ in range(50)]) and store.asked == asked + 50
+
+
 @pytest.fixture
 async def embedder(tiny_encoder: OnnxEncoder) -> Embedder:
     return Embedder(tiny_encoder)

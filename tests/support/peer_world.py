@@ -23,7 +23,7 @@ SETTINGS = PeerSettings(message_bytes=1 << 20, backoff_min_ms=5, backoff_max_ms=
 
 async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(PATIENCE_S):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await asyncio.sleep(0.002)
 
 

@@ -55,7 +55,7 @@ Interceptor = Callable[[NodeId, NodeId, str, bytes], Awaitable[None] | None]
 async def until(condition: Callable[[], Any], timeout_s: float = WAIT_S) -> None:
     """Wait until the condition holds; fails the test when it does not in time."""
     async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110 (what is waited for has no event of its own)
+        while not condition():
             await asyncio.sleep(0.005)
 
 

@@ -81,7 +81,9 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     zone: Annotated[
         str | None,
-        Var("DAKERA_ZONE", NODE_ID, "rack or availability zone: replicas of a shard are spread over zones", effect=True),
+        Var(
+            "DAKERA_ZONE", NODE_ID, "rack or availability zone: replicas of a shard are spread over zones", effect=True
+        ),
     ] = None
     seeds: Annotated[
         tuple[HostPort, ...],
