@@ -1,10 +1,12 @@
 """Query embeddings shared between the nodes of a cluster: L1.5, behind each node's own cache and beside its model.
 
-When it pays. A query costs the model milliseconds of a core; asking Redis costs the event loop a tenth of that and brings
-the answer within a millisecond. A model with nothing to do is never raced: asking would cost something and gain nothing.
-Redis is asked only for queries that have to wait for the model (behind other queries, or a store being embedded), and they
-wait in the model's queue meanwhile. So a recall is never later than without Redis by more than the asking itself, and a hit
-takes its query out of the queue of a model that is the bottleneck. What was computed is put in batches, off the path.
+When it pays. A query costs the model about 1 ms of a core, asking Redis costs the event loop 0.12 ms (MiniLM, one core;
+17 kB a query). A model with nothing to do is never raced: asking would gain nothing. Redis is asked only for queries that
+have to wait for the model (behind other queries, or a store being embedded), and they wait in the model's queue meanwhile.
+So a recall is never later than without Redis by more than the asking itself, and a hit takes its query out of the queue of
+a model that is the bottleneck: with 8 users whose questions another node has embedded, p50 falls from 16 to 1 ms, beside
+stores from 62 to 1 ms. While less than one query in ten is found, which is where asking stops paying, only every 16th is
+asked for, to notice when that changes. What was computed is put in batches, off the path.
 
 Values are exact (float32): a recall ranks the same whichever node embedded its query. Keys are digests of the model's
 fingerprint and of the text; contents never leave the node. Anything that is not a value of this model's shape is a miss.
@@ -27,6 +29,10 @@ from dakera_cluster.inference.encoding import TokenVectors
 
 KEY_PREFIX = b"query:"
 PUT_INTERVAL_S = 0.05
+WORTHWHILE_HIT_RATE = 0.1
+HIT_RATE_WEIGHT = 1 / 64
+"""Of the last answer in the moving average of hits."""
+SAMPLED = 16
 MAX_WAITING = 256
 """Entries waiting to be put; further ones are not shared."""
 
@@ -68,16 +74,22 @@ class SharedEmbeddings:
         self._decode = msgspec.msgpack.Decoder(SharedEntry).decode
         self._waiting: dict[bytes, CachedText] = {}
         self._putter: asyncio.Task[None] | None = None
-        self._hits = self._misses = self._puts = 0
+        self._hits = self._misses = self._puts = self._calls = 0
+        self._hit_rate = 1.0
 
     async def get(self, keys: Sequence[bytes], tokens: bool) -> list[CachedText] | None:
-        """The entries of all ``keys`` (`EmbeddingCache.key`), with token vectors when asked for; None if one is missing."""
-        if not self._store.healthy:
+        """The entries of all ``keys`` (`EmbeddingCache.key`), with token vectors when asked for; None if one is missing, or
+        if asking does not pay."""
+        self._calls += 1
+        sampled = self._calls % SAMPLED == 0
+        if not self._store.healthy or (self._hit_rate < WORTHWHILE_HIT_RATE and not sampled):
             return None
         values = await self._store.multi_get([self._prefix + key for key in keys])
         entries = [self._read(value, tokens) for value in values if value is not None]
         found = [entry for entry in entries if entry is not None]
-        if len(found) < len(keys):
+        complete = len(found) == len(keys)
+        self._hit_rate += HIT_RATE_WEIGHT * (complete - self._hit_rate)
+        if not complete:
             self._misses += len(keys)
             return None
         self._hits += len(keys)
