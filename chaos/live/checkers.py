@@ -5,7 +5,8 @@
 * **resurrection**: the same, where what was settled is a deletion;
 * **torn memory**: the fields of one read fit together: none is older than the store beneath it;
 * **one leader**: an epoch has one holder; epochs and map versions never go back at a node;
-* **replicas**: after the end, every copy of an agent's memories is the same.
+* **replicas**: after the end, every copy of an agent's memories is the same;
+* **lists**: and it is what a majority reads.
 
 A write whose end nobody heard may happen at any later time (as in Jepsen's model), so it excuses what it could have caused
 and nothing else. A write is settled when it was acknowledged, or when a majority has shown it once. Called by the runs and
@@ -20,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from chaos.live.history import FOREVER, WRITES, Kind, Operation, Outcome, Seen
+from chaos.live.history import FOREVER, WRITES, Kind, Operation, Outcome, Seen, seen_in
 from chaos.live.watch import Sighting
 
 
@@ -232,6 +233,25 @@ def check_copies(copies: Mapping[str, Mapping[str, Copy]], expected: int, at_ms:
                 text = f"{agent} differs between {nodes[0]} and {node}: {difference}"
                 violations.append(Violation("replicas", text, at_ms))
     return violations
+
+
+def check_lists(finals: Iterable[Operation], copies: Mapping[str, Mapping[str, Copy]], at_ms: float) -> list[Violation]:
+    """What the nodes list (and so recall from) is what a majority reads: rows and the views made of them agree."""
+    violations = []
+    for read in finals:
+        agent, _, memory = read.key.partition("/")
+        if read.outcome is not Outcome.OK:
+            continue
+        for node, copy in sorted(copies.get(agent, {}).items()):
+            listed = seen_in(dict(copy[memory])) if memory in copy else None
+            if listed != read.seen:
+                text = f"{node} lists {read.key} as {_told(listed)}, a majority reads {_told(read.seen)}"
+                violations.append(Violation("lists", text, at_ms, (read.number,)))
+    return violations
+
+
+def _told(seen: Seen | None) -> str:
+    return "absent" if seen is None else ", ".join(f"{field} of {number}" for field, number in seen.by_field().items())
 
 
 def _difference(one: Copy, other: Copy) -> str:

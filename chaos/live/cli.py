@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from chaos.live import nemesis
@@ -23,6 +26,7 @@ from chaos.live.run import RunOptions, run_live
 
 DEFAULT_NEMESES = "kill,leader,pause,partition,bucket,redis,clock,disk,rolling,all"
 EXIT_BROKEN = 1
+PLAIN_WIDTH = 140
 
 
 def add_commands(commands: Any) -> None:
@@ -67,7 +71,7 @@ def _live(options: argparse.Namespace) -> int:
     strangers = [name for name in names if name not in nemesis.NEMESES]
     if strangers:
         raise SystemExit(f"no such nemesis: {', '.join(strangers)}; there are {', '.join(nemesis.NEMESES)}")
-    console = Console(highlight=False)
+    console = _console()
     run = RunOptions(
         nodes=options.nodes,
         nemeses=names,
@@ -81,7 +85,8 @@ def _live(options: argparse.Namespace) -> int:
         env=_settings(options),
     )
     out = _fresh(options.out)
-    result = asyncio.run(run_live(run, out, _teller(console)))
+    with _telling(console) as say:
+        result = asyncio.run(run_live(run, out, say))
     made = write_report(result, out)
     show(result, made, console)
     without = draw(result, out / "timeline.png")
@@ -100,8 +105,9 @@ def _figures(options: argparse.Namespace) -> int:
         nodes=options.nodes, bucket=options.bucket, network=options.network, env=_settings(options)
     )
     out = _fresh(options.out)
-    console = Console(highlight=False)
-    figures = asyncio.run(measure(names, cluster, options.seed, out, _teller(console)))
+    console = _console()
+    with _telling(console) as say:
+        figures = asyncio.run(measure(names, cluster, options.seed, out, say))
     (out / "figures.json").write_bytes(msgspec.json.format(msgspec.json.encode(figures)))
     table = Table()
     for name in ("figure", "promised", "seen", ""):
@@ -118,10 +124,21 @@ def _settings(options: argparse.Namespace) -> dict[str, str]:
     return dict(item.split("=", 1) for item in options.env)
 
 
-def _teller(console: Console) -> Callable[[str], None]:
+@contextlib.contextmanager
+def _telling(console: Console) -> Iterator[Callable[[str], None]]:
+    """A function that prints what happens now, with the time; on a terminal the last of it also stands under a clock."""
     began = time.monotonic()
+    columns = (SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=None)
 
-    def say(text: str) -> None:
-        console.print(f"{time.monotonic() - began:7.1f} s  {text}", markup=False)
+        def say(text: str) -> None:
+            console.print(f"{time.monotonic() - began:7.1f} s  {text}", markup=False)
+            progress.update(task, description=text)
 
-    return say
+        yield say
+
+
+def _console() -> Console:
+    # Without a terminal nobody knows the width; tables shall not be squeezed into a log.
+    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=PLAIN_WIDTH)

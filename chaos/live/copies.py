@@ -32,6 +32,8 @@ class Convergence(msgspec.Struct, frozen=True):
     copies: int
     memories: int
     violations: list[Violation]
+    held: dict[str, dict[str, Copy]]
+    """Agent -> node -> that node's own copy."""
 
 
 async def converge(cluster: LiveCluster, agents: Iterable[str], since: float, within_s: float) -> Convergence:
@@ -51,7 +53,7 @@ async def converge(cluster: LiveCluster, agents: Iterable[str], since: float, wi
     violations = check_copies(copies, expected, time.monotonic() * 1e3)
     memories = sum(max((len(copy) for copy in by_node.values()), default=0) for by_node in copies.values())
     count = sum(len(by_node) for by_node in copies.values())
-    return Convergence(after_s if not violations else None, count, memories, violations)
+    return Convergence(after_s if not violations else None, count, memories, violations, copies)
 
 
 async def _read_all(cluster: LiveCluster, agents: list[str], *, frozen: bool) -> dict[str, dict[str, Copy]]:

@@ -128,7 +128,8 @@ async def _run(options: RunOptions, cluster: LiveCluster, out: Path, say: Say) -
     with (out / "history.jsonl").open("ab") as file:
         file.writelines(encode(op) for op in finals)
     history += finals
-    violations = judge(history, watch.sightings, [*convergence.violations])
+    lists = checkers.check_lists(finals, convergence.held, end * 1e3)
+    violations = judge(history, watch.sightings, convergence.violations + lists)
     violations += [Violation("nodes start and stop", text, end * 1e3) for text in problems]
     result = Result(
         options=options,

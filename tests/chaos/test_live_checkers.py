@@ -6,8 +6,15 @@ from typing import Any
 
 import pytest
 
-from chaos.live.checkers import Violation, check_copies, check_forgets, check_history, check_leaders
-from chaos.live.history import Attempt, Kind, Operation, Outcome, Seen
+from chaos.live.checkers import (
+    Violation,
+    check_copies,
+    check_forgets,
+    check_history,
+    check_leaders,
+    check_lists,
+)
+from chaos.live.history import Attempt, Kind, Operation, Outcome, Seen, content_of, importance_of
 from chaos.live.watch import Sighting
 
 KEY = "agent-0/m"
@@ -334,3 +341,24 @@ def test_a_missing_copy_is_found() -> None:
     copies = {"agent-0": {"node-1": {"m": memory()}, "node-2": {"m": memory()}}}
     assert promises(check_copies(copies, 3, 0.0)) == ["replicas"]
     assert check_copies(copies, 2, 0.0) == []
+
+
+def listing(number: int) -> dict[str, Any]:
+    return {"content": content_of(number, "a"), "importance": importance_of(number), "metadata": {"op": number}}
+
+
+def test_lists_that_show_what_a_majority_reads_are_good() -> None:
+    story = Story()
+    story.read(0, 7)
+    story.read(20, None, key="agent-0/gone")
+    copies = {"agent-0": {node: {"m": listing(7)} for node in ("node-1", "node-2")}}
+    assert check_lists(story.history, copies, 0.0) == []
+
+
+@pytest.mark.parametrize("listed", [{}, {"m": listing(6)}, {"m": listing(7), "gone": listing(8)}])
+def test_a_list_that_all_nodes_share_and_no_majority_reads_is_found(listed: dict[str, Any]) -> None:
+    story = Story()
+    story.read(0, 7)
+    story.read(20, None, key="agent-0/gone")
+    copies = {"agent-0": {node: listed for node in ("node-1", "node-2")}}
+    assert promises(check_lists(story.history, copies, 0.0)) == ["lists", "lists"]
