@@ -360,5 +360,5 @@ def test_a_list_that_all_nodes_share_and_no_majority_reads_is_found(listed: dict
     story = Story()
     story.read(0, 7)
     story.read(20, None, key="agent-0/gone")
-    copies = {"agent-0": {node: listed for node in ("node-1", "node-2")}}
+    copies = {"agent-0": dict.fromkeys(("node-1", "node-2"), listed)}
     assert promises(check_lists(story.history, copies, 0.0)) == ["lists", "lists"]
