@@ -274,7 +274,6 @@ OUT_OF_RANGE: list[tuple[str, str, dict[str, Any], str]] = [
         ("POST", STORE, {"agent_id": "a", "content": "c", **change}, field)
         for change, field in [
             ({"content": ""}, "content"),
-            ({"content": "x" * 1_000_001}, "content"),
             ({"importance": 1.01}, "importance"),
             ({"importance": -0.01}, "importance"),
             ({"memory_type": "strategic"}, "memory_type"),
