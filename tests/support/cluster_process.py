@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import time
 import urllib.error
 import urllib.request
@@ -13,23 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.node_process import NodeProcess
+from tests.support.ports import free_port
 
 SETTLE_TIMEOUT_S = 90.0
 POLL_S = 0.2
 TIMEOUT_S = 15.0
-
-
-def free_gossip_port() -> int:
-    """A port that is free for UDP and for TCP."""
-    while True:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp, socket.socket() as tcp:
-            udp.bind(("127.0.0.1", 0))
-            port = int(udp.getsockname()[1])
-            try:
-                tcp.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
 
 
 class ClusterProcess:
@@ -38,7 +25,7 @@ class ClusterProcess:
     def __init__(self, directory: Path, count: int = 3, env: dict[str, str] | None = None) -> None:
         self.directory = directory
         self.nodes: list[NodeProcess] = []
-        self._gossip = [free_gossip_port() for _ in range(count)]
+        self._gossip = [free_port() for _ in range(count)]
         self._env = env or {}
         for _ in range(count):
             self._add()
@@ -46,7 +33,7 @@ class ClusterProcess:
     def _add(self) -> NodeProcess:
         number = len(self.nodes)
         if number == len(self._gossip):
-            self._gossip.append(free_gossip_port())
+            self._gossip.append(free_port())
         seeds = [port for other, port in enumerate(self._gossip) if other != number]
         node = NodeProcess(
             self.directory / f"node-{number}.log",
