@@ -28,7 +28,7 @@ class Identity(msgspec.Struct, frozen=True):
     disk: int
 
 
-async def take_identity(store: RowStore, configured: str | None, shards: int) -> Identity:
+async def take_identity(store: RowStore, configured: str | None, shards: int, now_s: int) -> Identity:
     """The node's id (kept, configured, or made now) with the next boot number.
 
     Raises StorageError when the disk belongs to a node of another id or a cluster of another shard count: rows are placed
@@ -45,7 +45,9 @@ async def take_identity(store: RowStore, configured: str | None, shards: int) ->
         if kept_shards is not None and int(kept_shards) != shards:
             raise StorageError(f"DAKERA_SHARDS is {shards}, but this disk was made for {int(kept_shards)} shards")
         node = kept.decode() if kept is not None else configured or f"node-{secrets.token_hex(4)}"
-        boot = int(view.get(keys.META, BOOT_KEY) or b"0") + 1
+        # Not simply one more than before: a node that lost its disk has forgotten its boots, the others have not, and would
+        # take it for an older self. The clock only has to have advanced since the lost disk's last start.
+        boot = max(int(view.get(keys.META, BOOT_KEY) or b"0") + 1, now_s)
         batch = WriteBatch().put(keys.META, NODE_KEY, node.encode()).put(keys.META, BOOT_KEY, str(boot).encode())
         disk = int(view.get(keys.META, DISK_KEY) or 1 + secrets.randbits(62))
         batch.put(keys.META, SHARDS_KEY, str(shards).encode()).put(keys.META, DISK_KEY, str(disk).encode())

@@ -165,7 +165,7 @@ async def start_node(settings: Settings, stack: contextlib.AsyncExitStack, stop:
         settings=RowStoreSettings(queued_commits=settings.limits.queued_commits),
     )
     stack.callback(store.close)
-    identity = await take_identity(store, settings.cluster.node_id, settings.cluster.shards)
+    identity = await take_identity(store, settings.cluster.node_id, settings.cluster.shards, wall_ms() // 1000)
     log.info("node %s, boot %d, data in %s", identity.node, identity.boot, directory)
 
     objects = _objects(settings, directory)

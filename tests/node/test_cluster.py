@@ -199,3 +199,18 @@ def test_a_node_that_was_frozen_gets_what_it_missed_and_shows_it(cluster: Cluste
         ]
         assert shown[0] == shown[1] == shown[2]
         assert len(shown[0]) == 11
+
+
+def test_a_node_that_lost_its_disk_comes_back_under_its_name_and_gets_everything(cluster: ClusterProcess) -> None:
+    cluster.start()
+    for _ in range(2):
+        cluster.nodes[2].kill()
+        cluster.nodes[2].start()
+    for number in range(10):
+        cluster.store(number % 3, f"agent-{number}", f"fact {number}")
+    cluster.nodes[2].kill()
+    cluster.lose_disk(2)
+    cluster.nodes[2].start()
+    cluster.wait_equal([0, 1, 2])
+    assert cluster.nodes[2].running
+    assert cluster.status(0)["alive_nodes"] == 3
