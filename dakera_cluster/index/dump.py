@@ -81,7 +81,8 @@ def unpack(kind: str, version: int, data: bytes | memoryview) -> tuple[dict[str,
         if (header.kind, header.version) != (kind, version):
             raise CorruptionError(f"expected {kind} v{version}, the dump holds {header.kind} v{header.version}")
         arrays = {entry.name: _array(entry, view[body_start:]) for entry in header.arrays}
-    except (msgspec.DecodeError, ValueError, TypeError) as error:
+    except (msgspec.DecodeError, ValueError, TypeError, SyntaxError) as error:
+        # numpy evaluates some texts of a dtype as Python: a flipped byte may be no syntax at all.
         raise CorruptionError(f"{kind} dump cannot be decoded: {error}") from error
     return header.meta, arrays
 

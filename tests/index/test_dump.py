@@ -66,3 +66,9 @@ def test_damaged_header_never_escapes_the_error_tree(data: st.DataObject) -> Non
         blob[data.draw(st.integers(0, 127))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(CorruptionError):
         unpack("kind", 1, blob)
+
+
+def test_a_dtype_that_is_no_syntax_is_refused() -> None:
+    data = pack("kind", 1, {}, {"a": np.zeros(4, dtype="<f4")})
+    with pytest.raises(CorruptionError):
+        unpack("kind", 1, bytes(b"".join(data) if isinstance(data, list) else data).replace(b"<f4", b"04f"))
