@@ -262,10 +262,10 @@ def _map_obeyed_before_it_is_durable() -> list[Swap]:
     original = node.Node.adopt
 
     def adopt(self: Any, newer: Any, then: Any = None) -> None:
+        original(self, newer, then)
         if self.map is None or newer.version > self.map.version:
             self.map = newer
             self.janitor.map_changed()
-        original(self, newer, then)
 
     return [(node.Node, "adopt", adopt)]
 

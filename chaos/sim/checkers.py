@@ -109,7 +109,19 @@ class Checkers:
         key = (node.name, node.disk.identity, shard)
         if version < self._served_at.get(key, 0):
             self.fail(f"{node.name} served shard {shard} under version {version} after {self._served_at[key]}")
+        if version > self._served_at.get(key, version):
+            trap, self._world.version_trap = self._world.version_trap, None
+            if trap is not None:
+                self._world.timeline.after(0.0, trap, node)
         self._served_at[key] = version
+
+    def booted(self, node: Node) -> None:
+        """What a node has served it must remember: the version is durable before the first request under it."""
+        for shard in range(self._world.settings.shards):
+            served = self._served_at.get((node.name, node.disk.identity, shard), 0)
+            known = 0 if node.map is None else node.map.shards[shard].version
+            if known < served:
+                self.fail(f"{node.name} served shard {shard} under version {served} and woke up with version {known}")
 
     def collected(self, rows: int) -> None:
         self.counts["tombstones collected"] += rows

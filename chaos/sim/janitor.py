@@ -200,13 +200,17 @@ class Janitor:
             if collector is None:
                 confirmed, _ = node.replica.rounds(shard)
                 collector = self._collectors[shard] = Collector(self._settings.tombstones, confirmed)
+            effects = collector.tick(node.now_ms)
+            if effects:
+                # Scanning now would find the very rows that are about to go, and bring them back everywhere.
+                self._gc(shard, collector, effects)
+                continue
             ripe = {
                 key: digest.term(key, body)
                 for key, body in sorted(node.replica.rows(shard).items())
                 if tombstones.is_ripe(KIND, body, node.wall_ms, self._settings.tombstones)
             }
-            effects = collector.tick(node.now_ms) + collector.begin(state, ripe, node.now_ms)
-            self._gc(shard, collector, effects)
+            self._gc(shard, collector, collector.begin(state, ripe, node.now_ms))
 
     def _gc(self, shard: int, collector: Collector, effects: list[tombstones.Effect]) -> None:
         node = self._node

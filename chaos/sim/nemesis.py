@@ -21,7 +21,9 @@ STEP_MIN_MS = 1_000.0
 STEP_MAX_MS = 5_000.0
 LOSS_MAX = 0.2
 BRISK_MS = 55_000.0
-AGEING_MS = 90_000.0
+AGEING_MS = 110_000.0
+AGEING_PACE = 3.0
+LONG_WEIGHT = 7
 SLOW_DISK_MS = 150.0
 SLOW_SOURCE_MS = 2_500.0
 REFILL_MS = 1_500.0
@@ -44,32 +46,47 @@ class Nemesis:
         self._world = world
         self._rng = world.fork_rng()
         self.is_running = True
-        self.mood = self._rng.choice([Mood.BRISK, Mood.MOVING, Mood.AGEING])
+        self.mood = self._rng.choice([Mood.BRISK, Mood.MOVING, Mood.AGEING, Mood.AGEING])
+        self._long_until_ms = 0.0
         self._may_lose_a_disk = self._rng.random() < 0.5
         self._may_delete_the_lease = self._rng.random() < 0.3
         self._nodes_max = 6 if self.mood is Mood.MOVING else 5
+        if self.mood is Mood.AGEING and self._rng.random() < 0.6:
+            # Nobody can take over for a node that is away: it comes back as a replica with old rows.
+            self._nodes_max = len(world.nodes)
         faults = {
-            self._crash: (3, 3, 2),
-            self._crash_all: (1, 1, 1),
-            self._crash_writers: (2, 2, 1),
-            self._partition: (3, 3, 1),
-            self._one_way: (2, 2, 1),
+            self._crash: (3, 3, 1),
+            self._crash_all: (1, 1, 0),
+            self._crash_writers: (2, 2, 0),
+            self._crash_adopter: (1, 3, 1),
+            self._partition: (3, 3, 0),
+            self._one_way: (2, 2, 0),
             self._part_pair: (1, 1, 4),
-            self._pause: (2, 2, 1),
+            self._pause: (2, 2, 0),
             self._jump: (2, 1, 1),
             self._bucket_outage: (2, 1, 1),
             self._bucket_faults: (2, 1, 1),
             self._weather: (2, 2, 1),
-            self._long_crash: (1, 1, 4),
+            self._long_crash: (1, 1, 5),
             self._lose_disk: (2, 1, 1),
-            self._grow: (1, 4, 3),
-            self._drain: (1, 6, 6),
+            self._grow: (1, 4, 2),
+            self._drain: (1, 6, 7),
             self._slow_source: (1, 3, 1),
-            self._cut_leader: (2, 1, 1),
-            self._delete_lease: (1, 1, 1),
+            self._cut_leader: (2, 1, 0),
+            self._delete_lease: (1, 1, 0),
         }
         column = list(Mood).index(self.mood)
-        self._faults = [fault for fault, weights in faults.items() for _ in range(weights[column])]
+        chosen = {fault: weights[column] for fault, weights in faults.items()}
+        if self.mood is Mood.AGEING:
+            # One kind of absence a run: two at once keep tombstones from being collected at all.
+            theme = self._rng.choice([self._long_crash, self._part_pair, self._drain])
+            for fault in (self._long_crash, self._part_pair, self._drain):
+                chosen[fault] = LONG_WEIGHT if fault == theme else 0
+            if theme == self._drain:
+                self._nodes_max = 5
+                while len(world.nodes) <= world.settings.rf:
+                    world.add_node()
+        self._faults = [fault for fault, weight in chosen.items() for _ in range(weight)]
         world.transfer_delay_ms = self._rng.choice([0.0, 0.0, 200.0, 700.0])
         if self.mood is Mood.MOVING:
             world.leader_every_ms = self._rng.choice([250.0, 700.0, 3_000.0])
@@ -88,7 +105,7 @@ class Nemesis:
         if not self.is_running:
             return
         self._rng.choice(self._faults)()
-        pace = 2.0 if self.mood is Mood.AGEING else 1.0
+        pace = AGEING_PACE if self.mood is Mood.AGEING else 1.0
         self._world.timeline.after(pace * self._rng.uniform(STEP_MIN_MS, STEP_MAX_MS), self._step)
 
     def stop(self) -> None:
@@ -130,7 +147,17 @@ class Nemesis:
 
     def _long_crash(self) -> None:
         """Longer than the rebalance delay: its shards move away, and it comes back as a stranger to them."""
-        self._crash(self._world.settings.rebalance.delay_ms + self._rng.uniform(2_000, 25_000))
+        if self._world.timeline.now_ms >= self._long_until_ms:
+            self._crash(self._long_ms())
+
+    def _long_ms(self) -> float:
+        if self.mood is Mood.AGEING:
+            # Long enough for a tombstone to be made, to grow old, and to be collected; one such fault at a time, or
+            # nothing is.
+            long_ms = self._rng.uniform(32_000, 48_000)
+            self._long_until_ms = self._world.timeline.now_ms + long_ms
+            return long_ms
+        return self._world.settings.rebalance.delay_ms + self._rng.uniform(2_000, 25_000)
 
     def _crash_all(self) -> None:
         self._world.trace("nemesis", "power failure")
@@ -142,6 +169,17 @@ class Nemesis:
     def _crash_writers(self) -> None:
         """Power fails at several nodes in the very moment a write is acknowledged."""
         self._world.ack_trap = self._power_failure
+
+    def _crash_adopter(self) -> None:
+        """A node dies right after it first served a shard under a new version."""
+
+        def die(node: Node) -> None:
+            if node.is_ready:
+                self._world.trace("nemesis", f"{node.name} dies with a new version")
+                node.crash()
+                self._restart_later(node, self._rng.uniform(100, 1_000))
+
+        self._world.version_trap = die
 
     def _power_failure(self) -> None:
         self._world.trace("nemesis", "power failure at an acknowledgement")
@@ -194,11 +232,22 @@ class Nemesis:
     def _drain(self) -> None:
         """Drain a node, and have the last one back."""
         world = self._world
+        ageing = self.mood is Mood.AGEING
+        if ageing and MemberState.DRAINING in world.orders.values():
+            return
         for name in world.orders:
             world.orders[name] = MemberState.ACTIVE
-        if len(world.nodes) > world.settings.rf:
-            name = self._rng.choice(sorted(world.nodes))
-            world.orders[name] = MemberState.DRAINING
+        if len(world.nodes) <= world.settings.rf:
+            return
+        name = self._rng.choice(sorted(world.nodes))
+        world.orders[name] = MemberState.DRAINING
+
+        def undo() -> None:
+            world.orders[name] = MemberState.ACTIVE
+
+        if ageing:
+            # Away for as long as it takes to forget the dead, and back with whatever it kept.
+            world.timeline.after(self._rng.uniform(32_000, 45_000), undo)
 
     # -- the network
 
@@ -215,14 +264,14 @@ class Nemesis:
     def _part_pair(self) -> None:
         """Two nodes do not hear each other for longer than a tombstone lives, while both hear everybody else."""
         names = sorted(self._world.nodes)
-        if len(names) < 2:
+        if len(names) < 2 or self._world.timeline.now_ms < self._long_until_ms:
             return
         left, right = self._rng.sample(names, 2)
         net = self._world.net
         net.block(left, right)
         net.block(right, left)
         self._world.trace("nemesis", f"{left} and {right} are apart")
-        self._world.timeline.after(self._rng.uniform(10_000, 40_000), net.heal)
+        self._world.timeline.after(self._long_ms(), net.heal)
 
     def _slow_source(self) -> None:
         """What one node sends arrives late, each message by another delay, while it hears the others in time."""

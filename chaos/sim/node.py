@@ -67,6 +67,7 @@ class Node(Process):
     def _started(self, boot: int) -> None:
         self.boot = boot
         self.map: ShardMap | None = self.disk.get(META, "map")
+        self.world.checkers.booted(self)
         self.fence = Fence(self.disk.get(META, "epoch") or 0)
         self._tickets: dict[int, Callable[[bool], None]] = {}
         self._ticket = 0

@@ -51,7 +51,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     lease: LeaseConfig = LeaseConfig()
     rebalance: RebalanceConfig = RebalanceConfig(delay_ms=12_000.0, moves_per_node=4)
     transfer: TransferConfig = TransferConfig()
-    hints: HintsConfig = HintsConfig(max_age_ms=6_000.0, target_max_bytes=600, total_max_bytes=1_500, batch_rows=8)
+    hints: HintsConfig = HintsConfig(
+        max_age_ms=6_000.0, target_max_bytes=1_500, total_max_bytes=4_000, batch_rows=8, retry_max_ms=3_000.0
+    )
     tombstones: TombstoneConfig = TombstoneConfig(
         grace_ms=19_000.0,
         repair_lifetime_ms=1_500.0,
@@ -90,6 +92,8 @@ class World:
         """Nodes whose messages to peers are late, and by how much at most."""
         self.repair_every_ms = REPAIR_MS
         self.leader_every_ms = LEADER_MS
+        self.version_trap: Callable[[Node], None] | None = None
+        """What the nemesis does to the next node that serves a shard under a new version."""
         self.ack_trap: Callable[[], None] | None = None
         """What the nemesis does in the moment the next write is acknowledged."""
         count = self._rng.choice([3, 3, 3, 4, 5])
@@ -152,6 +156,7 @@ class World:
             self.timeline.run_until(self.timeline.now_ms + nemesis.safety_ms)
             nemesis.stop()
             self.ack_trap = None
+            self.version_trap = None
             self.transfer_delay_ms = 0.0
             self.repair_every_ms = REPAIR_MS
             self.leader_every_ms = LEADER_MS

@@ -29,10 +29,11 @@ away, it knows from a peer's number, without any clock, whether something was fo
 States: IDLE -begin-> CONFIRMING -all confirmed-> QUARANTINE -time-> IDLE (collect); any refusal, time-out or change of the
 shard's version -> IDLE (nothing happened). A round lives in memory only: after a restart a new one starts.
 
-Duties of the caller: start rounds from one replica at a time (the first live one); answer each AskHold with `confirmed` or
-`failed`; as a receiver check the shard version with `shardmap.admit` on both messages, refuse while fetching its own rows
-and below its confirmed round, and in step 3 drop only rows whose term is unchanged; show the collected round in every repair
-session and judge it with `must_wipe`. Called by ``cluster.repair``.
+Duties of the caller: start rounds from one replica at a time (the first live one), and scan for ripe rows only when no round
+is under way and the last one's collection is carried out here (or the next round brings back what the last one dropped);
+answer each AskHold with `confirmed` or `failed`; as a receiver check the shard version with `shardmap.admit` on both
+messages, refuse while fetching its own rows and below its confirmed round, and in step 3 drop only rows whose term is
+unchanged; show the collected round in every repair session and judge it with `must_wipe`. Called by ``cluster.repair``.
 """
 
 from __future__ import annotations
