@@ -113,6 +113,7 @@ class Replicator:
 
     async def _write(self, shard: ShardId, places: list[int], build: Build, rows: Sequence[Row]) -> None:
         self.stats.writes += 1
+        doubtful = False
         for _ in range(ROUNDS):
             some = [rows[place] for place in places]
             order = self._maps.order
@@ -131,12 +132,24 @@ class Replicator:
                     await self._maps.catch_up(order)
                 case WriteDecision.FAILED:
                     self.stats.failed += 1
-                    raise attempt.failure(ambiguous=False)
+                    raise attempt.failure(ambiguous=doubtful)
                 case _:
-                    self.stats.ambiguous += 1
-                    raise attempt.failure(ambiguous=True)
+                    # Replicas that took the rows while the map moved on did not vote: the same rows again, under the
+                    # new version, change nothing where they are and are counted.
+                    doubtful = True
+                    if not (attempt.outrun_by_map and await self._newer_map(order)):
+                        self.stats.ambiguous += 1
+                        raise attempt.failure(ambiguous=True)
+                    self.stats.refreshed += 1
         self.stats.ambiguous += 1
         raise QuorumUnavailableError(f"shard {shard} kept changing during the write", ambiguous=True)
+
+    async def _newer_map(self, order: tuple[int, int]) -> bool:
+        try:
+            await self._maps.catch_up(order)
+        except NotReadyError:
+            return False
+        return True
 
 
 class _Attempt:
@@ -148,6 +161,8 @@ class _Attempt:
         self._rows = rows
         self._state = parent._maps.state(shard)
         self._errors: dict[NodeId, DakeraError] = {}
+        self.outrun_by_map = False
+        """A replica of the shard has the rows but did not vote: most likely it knows a newer map."""
         self._level = write_level.get() or parent._settings.level
         self.operation = WriteOperation(self._state, self._level)
 
@@ -191,6 +206,7 @@ class _Attempt:
             if answer.voted:
                 self.operation.ack(node, answer.outrun_by)
             else:
+                self.outrun_by_map = self.outrun_by_map or node in self._state.replicas
                 self.operation.stored(node)
 
     def _finish_behind(self, waiting: set[asyncio.Task[None]]) -> None:
