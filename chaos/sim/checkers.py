@@ -16,7 +16,9 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from chaos.sim.clients import FOREVER, Kind, Operation, Outcome
-from dakera_cluster.model.shardmap import ShardMap, decode_map
+from chaos.sim.replica import KIND
+from dakera_cluster.model.rows import version_of
+from dakera_cluster.model.shardmap import ShardMap, ShardState, decode_map, majority
 
 if TYPE_CHECKING:
     from chaos.sim.node import Node
@@ -262,6 +264,26 @@ class Checkers:
                 if len(state.replicas) < 3 or not node.is_ready or not node.replica.is_complete(shard):
                     return f"shard {shard} is short of a holder"
         return None
+
+    def joint_states(self, shard: int) -> list[ShardState]:
+        """The shard as the bucket has it, if it is moving."""
+        data = self._world.bucket.peek("map")
+        states = [] if data is None else [decode_map(data).shards[shard]]
+        return [state for state in states if state.is_joint]
+
+    def scarce_rows(self) -> dict[str, list[tuple[str, ...]]]:
+        """For each node the rows of which it is one of a bare majority of holders: who the other holders are."""
+        found: dict[str, list[tuple[str, ...]]] = {}
+        data = self._world.bucket.peek("map")
+        for shard, state in enumerate(decode_map(data).shards if data is not None else ()):
+            copies = {name: self._world.nodes[name].disk.table(("rows", shard)) for name in state.replicas}
+            for key in sorted({key for rows in copies.values() for key in rows}):
+                newest = max((version_of(KIND, rows[key]), rows[key]) for rows in copies.values() if key in rows)[1]
+                holders = tuple(name for name, rows in copies.items() if rows.get(key) == newest)
+                if len(holders) == majority(len(copies)) < len(copies):
+                    for name in holders:
+                        found.setdefault(name, []).append(tuple(other for other in holders if other != name))
+        return found
 
     def divergence(self) -> str | None:
         """Why the replicas do not agree yet, or None."""

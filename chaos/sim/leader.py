@@ -61,6 +61,9 @@ class Leader:
 
     def note_ready(self, report: TellReady) -> None:
         self._ready.add(ReadyReport(ShardId(report.shard), report.version, NodeId(report.node)))
+        trap, self._node.world.ready_trap = self._node.world.ready_trap, None
+        if trap is not None:
+            trap(report.shard, report.node)
 
     # -- eligibility
 

@@ -71,6 +71,7 @@ class Nemesis:
             self._lose_disk: (2, 1, 1),
             self._grow: (1, 4, 2),
             self._drain: (1, 6, 7),
+            self._starve_move: (1, 6, 0),
             self._slow_source: (1, 3, 1),
             self._cut_leader: (2, 1, 0),
             self._delete_lease: (1, 1, 0),
@@ -210,6 +211,7 @@ class Nemesis:
         self._world.trace(node.name, f"wall clock is {skew_ms:.0f} ms off")
 
     def _lose_disk(self) -> None:
+        """The disk whose loss hurts most, and then the node that holds what it held is cut off for a while."""
         world = self._world
         if not self._may_lose_a_disk or world.checkers.divergence_of_holdings() is not None:
             return
@@ -217,13 +219,34 @@ class Nemesis:
         if len(up) < 3:
             return
         self._may_lose_a_disk = False
-        node = self._rng.choice(up)
+        scarce = world.checkers.scarce_rows()
+        node = max(up, key=lambda node: (len(scarce.get(node.name, ())), self._rng.random()))
+        partners = sorted({partner for partners in scarce.get(node.name, ()) for partner in partners})
         node.crash()
         node.disk.destroy()
         world.transfer_delay_ms = max(world.transfer_delay_ms, REFILL_MS)
         world.checkers.counts["disks lost"] += 1
         world.trace(node.name, f"disk lost, new disk {node.disk.identity}")
-        self._restart_later(node, self._rng.uniform(300, 20_000))
+        self._restart_later(node, self._rng.uniform(300, 3_000 if partners else 20_000))
+        if partners:
+            partner = self._rng.choice(partners)
+            world.net.partition([partner], sorted(name for name in world.nodes if name != partner))
+            world.trace("nemesis", f"{partner}, which holds what it held, is cut off")
+            world.timeline.after(self._rng.uniform(6_000, 20_000), world.net.heal)
+
+    def _starve_move(self) -> None:
+        """Right after a joining node said that it is ready, it and one that stays hear nobody but each other."""
+        world = self._world
+
+        def starve(shard: int, joined: str) -> None:
+            for state in world.checkers.joint_states(shard):
+                kept = [name for name in state.replicas if name not in state.leaving]
+                pair = [joined, *kept[-1:]]
+                world.net.partition(pair, sorted(name for name in world.nodes if name not in pair))
+                world.trace("nemesis", f"the move of shard {shard} to {joined} is starved")
+                world.timeline.after(self._rng.uniform(1_000, 4_000), world.net.heal)
+
+        world.ready_trap = starve
 
     def _grow(self) -> None:
         if len(self._world.nodes) < self._nodes_max:

@@ -94,6 +94,8 @@ class World:
         self.leader_every_ms = LEADER_MS
         self.version_trap: Callable[[Node], None] | None = None
         """What the nemesis does to the next node that serves a shard under a new version."""
+        self.ready_trap: Callable[[int, str], None] | None = None
+        """What the nemesis does when the next joining node reports to the leader."""
         self.ack_trap: Callable[[], None] | None = None
         """What the nemesis does in the moment the next write is acknowledged."""
         count = self._rng.choice([3, 3, 3, 4, 5])
@@ -157,6 +159,7 @@ class World:
             nemesis.stop()
             self.ack_trap = None
             self.version_trap = None
+            self.ready_trap = None
             self.transfer_delay_ms = 0.0
             self.repair_every_ms = REPAIR_MS
             self.leader_every_ms = LEADER_MS
