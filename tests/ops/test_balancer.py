@@ -128,7 +128,8 @@ async def test_a_node_that_is_not_ready_gets_nothing_until_it_is(balanced: Balan
     await balanced.rotation(*NODES)
     for _ in range(12):
         await balanced.post("/v1/memory/store")
-    assert len(shy.received) == 4
+    # A third of them, give or take one: a node that comes back takes its old place in the round, wherever the round stands.
+    assert len(shy.received) in (3, 4, 5)
 
 
 async def test_without_a_ready_node_the_balancer_says_503(balanced: Balanced) -> None:
