@@ -31,7 +31,7 @@ $(BIN)/python:
 	@echo "Creating .venv ..."
 	@$(PYTHON) -m venv .venv
 
-$(STAMP)-node: pyproject.toml | $(BIN)/python
+$(STAMP)-node: pyproject.toml $(wildcard dakera_cluster/native/*.[ch]) | $(BIN)/python
 	@echo "Installing the node's packages ..."
 	@$(PIP) install -e .
 	@touch $@

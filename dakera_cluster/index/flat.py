@@ -9,7 +9,7 @@ faster than float16. Rows of other metrics keep float32, because their magnitude
 
 Invariant: a slot is present in exactly one place, its own; scores are computed row by row in one fixed order of
 summation, so that equal vectors score bit-identically whatever their neighbours (BLAS does not promise that; it only
-preselects). Called by vectors.py, which holds the lock.
+preselects rows of float32). Called by vectors.py, which holds the lock.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from enum import Enum
 
 import numpy as np
 
-from dakera_cluster.index.arrays import FIRST_SLOTS, grown
+from dakera_cluster.index.arrays import FIRST_SLOTS, best, grown
 from dakera_cluster.model.errors import InvalidRequestError
+from dakera_cluster.native import vectors as native
 
 CHUNK_ROWS = 8192
 """Rows allocated together: bounds the copy a growing namespace ever makes (6 MiB at 384 dimensions); what is not written
@@ -57,7 +58,7 @@ class Metric(Enum):
 class VectorRows:
     """Rows of ``dimension`` components addressed by slot; not thread-safe."""
 
-    __slots__ = ("_chunks", "_norms", "_scales", "count", "dimension", "fixed_point", "present")
+    __slots__ = ("_addresses", "_chunks", "_norms", "_scales", "count", "dimension", "fixed_point", "present")
 
     def __init__(self, dimension: int, *, fixed_point: bool) -> None:
         self.dimension = dimension
@@ -67,6 +68,7 @@ class VectorRows:
         self._norms = np.zeros(0, dtype=np.float32)
         self._scales = np.zeros(0, dtype=np.float32)
         self._chunks: list[np.ndarray | None] = []
+        self._addresses = np.zeros(0, dtype=np.uint64)
 
     @property
     def nbytes(self) -> int:
@@ -104,7 +106,7 @@ class VectorRows:
         for number in np.unique(slots // CHUNK_ROWS):
             start = int(number) * CHUNK_ROWS
             if not self.present[start : start + CHUNK_ROWS].any():
-                self._chunks[int(number)] = None
+                self._keep(int(number), None)
 
     def read(self, slots: np.ndarray) -> np.ndarray:
         """The vectors of present ``slots`` as float32[n, d], in their original magnitude."""
@@ -118,11 +120,17 @@ class VectorRows:
 
         For the cosine, here and in ``preselect``, ``query`` must have unit length (or be zero).
         """
+        if self.fixed_point and metric is not Metric.EUCLIDEAN:
+            return self._fixed_scores(query, slots, metric)
         result = np.empty(len(slots), dtype=np.float32)
         for start in range(0, len(slots), BLOCK_ROWS):
             part = slots[start : start + BLOCK_ROWS]
             result[start : start + BLOCK_ROWS] = self._block_scores(query, part, metric)
         return result
+
+    def _fixed_scores(self, query: np.ndarray, slots: np.ndarray, metric: Metric) -> np.ndarray:
+        dots = native.gather(self._addresses, CHUNK_ROWS, slots, query) * self._scales[slots]
+        return np.asarray(np.clip(dots, -1.0, 1.0) if metric is Metric.COSINE else dots * self._norms[slots])
 
     def _block_scores(self, query: np.ndarray, slots: np.ndarray, metric: Metric) -> np.ndarray:
         if metric is Metric.EUCLIDEAN:
@@ -130,14 +138,21 @@ class VectorRows:
             distances = np.sqrt(np.einsum("ij,ij->i", gaps, gaps))
             return np.asarray(1.0 / (1.0 + distances), dtype=np.float32)
         dots = np.einsum("ij,j->i", self._decoded(slots), query)
-        if self.fixed_point:
-            dots *= self._scales[slots]
         if metric is Metric.DOT_PRODUCT:
-            return np.asarray(dots * self._norms[slots] if self.fixed_point else dots)
-        if not self.fixed_point:
-            norms = self._norms[slots]
-            dots = np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0)
+            return np.asarray(dots)
+        norms = self._norms[slots]
+        dots = np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0)
         return np.asarray(np.clip(dots, -1.0, 1.0))
+
+    def nearest(
+        self, query: np.ndarray, k: int, metric: Metric, allowed: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The ``k`` best present and allowed slots by final score, then slot: ``(slots int64[m], scores float32[m])``."""
+        if self.fixed_point and metric is Metric.COSINE:
+            # The scan's own products are the final ones.
+            return native.nearest(self._addresses, CHUNK_ROWS, self.present, allowed, self._scales, query, k)
+        slots = self.preselect(query, k, metric, allowed)
+        return best(self.scores(query, slots, metric), slots, k)
 
     def preselect(self, query: np.ndarray, k: int, metric: Metric, allowed: np.ndarray | None) -> np.ndarray:
         """A superset of the ``k`` best present and allowed slots: everything within rounding of the k-th."""
@@ -145,14 +160,14 @@ class VectorRows:
         slots = np.flatnonzero(chosen)
         if len(slots) <= k:
             return slots
-        # A gather copies rows, a scan reads them in place: gather only when it skips most of them.
-        closeness, magnitude = (
-            self._closeness(query, metric, slots)
-            if 4 * len(slots) < self.count
-            else self._scanned(query, metric, slots)
-        )
+        closeness, magnitude = self._all_closeness(query, metric, slots)
         floor = np.partition(closeness, len(closeness) - k)[len(closeness) - k]
         return np.asarray(slots[closeness >= floor - PRESELECT_ERROR * magnitude])
+
+    def _all_closeness(self, query: np.ndarray, metric: Metric, slots: np.ndarray) -> tuple[np.ndarray, float]:
+        # A gather jumps from row to row, a scan reads on: gather only when it skips most of them.
+        way = self._closeness if 4 * len(slots) < self.count else self._scanned
+        return way(query, metric, slots)
 
     def _chosen(self, allowed: np.ndarray) -> np.ndarray:
         if len(allowed) >= len(self.present):
@@ -163,22 +178,16 @@ class VectorRows:
 
     def _scanned(self, query: np.ndarray, metric: Metric, slots: np.ndarray) -> tuple[np.ndarray, float]:
         dots = np.zeros(len(self.present), dtype=np.float32)
-        buffer = np.empty((min(BLOCK_ROWS, len(dots)), self.dimension), dtype=np.float32)
         for number, chunk in enumerate(self._chunks):
-            if chunk is None:
-                continue
-            base = number * CHUNK_ROWS
-            rows = min(len(chunk), len(dots) - base)
-            for start in range(0, rows, BLOCK_ROWS):
-                stop = min(rows, start + BLOCK_ROWS)
-                block = chunk[start:stop]
-                if self.fixed_point:
-                    np.copyto(buffer[: stop - start], block)
-                    block = buffer[: stop - start]
-                np.dot(block, query, out=dots[base + start : base + stop])
+            if chunk is not None:
+                base = number * CHUNK_ROWS
+                rows = chunk[: len(dots) - base]
+                dots[base : base + len(rows)] = native.scan(rows, query) if self.fixed_point else np.dot(rows, query)
         return self._from_dots(dots[slots], query, metric, slots)
 
     def _closeness(self, query: np.ndarray, metric: Metric, slots: np.ndarray) -> tuple[np.ndarray, float]:
+        if self.fixed_point:
+            return self._from_dots(native.gather(self._addresses, CHUNK_ROWS, slots, query), query, metric, slots)
         dots = np.empty(len(slots), dtype=np.float32)
         for start in range(0, len(slots), BLOCK_ROWS):
             part = slots[start : start + BLOCK_ROWS]
@@ -236,6 +245,7 @@ class VectorRows:
             return chunk
         while len(self._chunks) <= number:
             self._chunks.append(None)
+            self._addresses = np.append(self._addresses, np.uint64(0))
         chunk = self._chunks[number]
         needed = int(slots.max()) - number * CHUNK_ROWS + 1
         if chunk is None or len(chunk) < needed:
@@ -245,8 +255,14 @@ class VectorRows:
             larger = np.zeros((rows, self.dimension), dtype=np.int16 if self.fixed_point else np.float32)
             if chunk is not None:
                 larger[:held] = chunk
-            self._chunks[number] = chunk = larger
+            self._keep(number, larger)
+            return larger
         return chunk
+
+    def _keep(self, number: int, chunk: np.ndarray | None) -> None:
+        """The only place where a chunk comes or goes: its address must never outlive it."""
+        self._chunks[number] = chunk
+        self._addresses[number] = 0 if chunk is None else chunk.ctypes.data
 
     def encoded(self) -> dict[str, np.ndarray]:
         """Arrays for a dump: present slots in order, their norms, scales and encoded rows."""

@@ -117,15 +117,10 @@ class FullTextIndex:
         """The terms a question asks for, in order."""
         return query_terms(text)
 
-    def postings(self, term: str) -> tuple[np.ndarray, np.ndarray]:
-        """Live ``(slots int32[n], frequencies uint16[n])`` of an analysed term, by slot."""
-        slots, frequencies = self._postings.lookup(hashes_of([term]))[0]
-        order = np.argsort(slots)
-        return slots[order].astype(np.int32), frequencies[order].astype(np.uint16)
-
-    def document_frequency(self, term: str) -> int:
-        """Live documents that hold an analysed term."""
-        return len(self._postings.lookup(hashes_of([term]))[0][0])
+    def postings(self, terms: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Live ``(slots int32[n], frequencies uint16[n])`` of each of some distinct analysed terms, in no particular order."""
+        found = self._postings.lookup(hashes_of(list(terms))) if terms else []
+        return [(slots.astype(np.int32), frequencies.astype(np.uint16)) for slots, frequencies in found]
 
     def idf(self, document_frequency: int) -> float:
         """The weight of a term found in that many of the live documents."""

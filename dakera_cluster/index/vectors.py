@@ -177,7 +177,7 @@ class VectorIndex:
             if self._ann is not None and not exact and metric is self.metric:
                 slots = self._approximate(self._ann, vector, k, allowed)
             if slots is None:
-                slots = self._rows.preselect(vector, k, metric, allowed)
+                return self._rows.nearest(vector, k, metric, allowed)
             return best(self._rows.scores(vector, slots, metric), slots, k)
 
     def scores(self, query: np.ndarray, slots: np.ndarray, metric: Metric | None = None) -> np.ndarray:

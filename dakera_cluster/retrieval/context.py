@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dakera_cluster.retrieval.evidence import NO_SPEAKER, Evidence
-from dakera_cluster.retrieval.order import NOBODY
+from dakera_cluster.native import words as native
+from dakera_cluster.retrieval.evidence import Evidence
 
 REACH = 16
 """Neighbours looked at on each side."""
@@ -50,13 +50,7 @@ class Neighbourhood:
 
 def neighbourhood(evidence: Evidence, slots: NDArray[np.int64], reach: int = REACH) -> Neighbourhood:
     """The neighbours of ``slots``."""
-    before, after = evidence.order.windows(slots, reach)
-    both = np.concatenate([before, after], axis=1)
     # What nobody said is no turn of a talk: facts filed under one session do not lean on each other.
-    unsaid = evidence.column("speaker", both) == NO_SPEAKER
-    both = np.where(unsaid | (evidence.column("speaker", slots) == NO_SPEAKER)[:, None], NOBODY, both)
-    words = evidence.column("words", both).astype(np.int64)
-    words[both == NOBODY] = np.iinfo(np.int32).max
-    words[:, :reach] = np.cumsum(words[:, :reach], axis=1)
-    words[:, reach:] = np.cumsum(words[:, reach:], axis=1)
-    return Neighbourhood(both, words)
+    order = evidence.order
+    words, speakers = evidence.whole_column("words"), evidence.whole_column("speaker")
+    return Neighbourhood(*native.neighbours(order.previous, order.next, words, speakers, slots, reach))

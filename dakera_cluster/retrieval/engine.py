@@ -23,7 +23,7 @@ from dakera_cluster.retrieval.candidates import Candidates, Mask, candidates
 from dakera_cluster.retrieval.classify import QuestionKind, classify
 from dakera_cluster.retrieval.coverage import covering
 from dakera_cluster.retrieval.features import NAMES, Features, features
-from dakera_cluster.retrieval.late import LateQuery, Matches, late_query, match, weighted
+from dakera_cluster.retrieval.late import LateQuery, late_query, match, weighted
 from dakera_cluster.retrieval.lexical import WordScores, word_scores
 from dakera_cluster.retrieval.model import Model, shipped
 from dakera_cluster.retrieval.options import Options, Rerank, Settings
@@ -150,9 +150,7 @@ def _second_stage(
     laps.lap("late")
     head, tail = order[:RANKED], order[RANKED:]
     ranked = _taken(pool, head, seen)
-    values = features(
-        view, query, late, words, time, ranked, Matches(own.best[:, head], own.first[head], own.has_tokens[head])
-    )
+    values = features(view, query, late, words, time, ranked, own.at(head))
     laps.lap("features")
     beyond = np.arange(POOL, max(POOL, len(found.slots)))
     return Prepared(kind, late, values, ranked, _taken(pool, tail, seen), _taken(found, beyond, found.fused))

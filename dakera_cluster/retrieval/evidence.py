@@ -23,6 +23,7 @@ from dakera_cluster.index.vectors import VectorIndex
 from dakera_cluster.model.errors import CorruptionError
 from dakera_cluster.model.memories import Field
 from dakera_cluster.retrieval.order import SessionOrder
+from dakera_cluster.retrieval.speakers import SpeakerNames
 from dakera_cluster.retrieval.temporal import head_time
 from dakera_cluster.retrieval.tokens import TokenStore
 from dakera_cluster.retrieval.traits import Role, spoken, traits_of
@@ -60,6 +61,7 @@ class Evidence:
         self.speakers: list[str] = []
         self._speaker_codes: dict[str, int] = {}
         self._spoken: dict[int, int] = {}
+        self._names: SpeakerNames | None = None
         self._columns: dict[str, np.ndarray] = {name: np.zeros(0, dtype) for name, (dtype, _) in _COLUMNS.items()}
         self._passage_owner: NDArray[np.int32] = np.zeros(0, np.int32)
         self._passages_of: dict[int, range] = {}
@@ -88,7 +90,7 @@ class Evidence:
         columns["words"][slot] = min(traits.words, MAX_WORDS)
         columns["speaker"][slot] = code = self._speaker_code(traits.speaker)
         if code != NO_SPEAKER:
-            self._spoken[code] = self._spoken.get(code, 0) + 1
+            self._say(code)
         columns["role"][slot] = traits.role
         columns["about_self"][slot] = traits.about_self
         columns["has_time"][slot], columns["has_number"][slot] = traits.has_time, traits.has_number
@@ -103,9 +105,11 @@ class Evidence:
         self.tokens.remove(slot)
         self._drop_passages(slot)
 
-    def live_speakers(self) -> dict[int, str]:
-        """Code to name (lower case) of everybody who says something in a live memory."""
-        return {code: self.speakers[code] for code in self._spoken}
+    def speaker_names(self) -> SpeakerNames:
+        """The names of everybody who says something in a live memory, by code."""
+        if self._names is None:
+            self._names = SpeakerNames({code: self.speakers[code] for code in self._spoken})
+        return self._names
 
     def keys(self, slots: NDArray[np.int64]) -> NDArray[np.uint64]:
         """A hash of each row id: what tells memories of equal score apart, the same on every replica."""
@@ -121,6 +125,10 @@ class Evidence:
         found = np.full(slots.shape, fill, values.dtype)
         found[inside] = values[slots[inside]]
         return found
+
+    def whole_column(self, name: str) -> np.ndarray:
+        """A column by slot, as long as it is; not to be changed."""
+        return self._columns[name]
 
     def passage_hits(
         self, query: NDArray[np.float32], k: int, allowed: np.ndarray | None
@@ -213,6 +221,12 @@ class Evidence:
         self._spoken[code] -= 1
         if not self._spoken[code]:
             del self._spoken[code]
+            self._names = None
+
+    def _say(self, code: int) -> None:
+        if code not in self._spoken:
+            self._names = None
+        self._spoken[code] = self._spoken.get(code, 0) + 1
 
     def _put_tokens(self, slot: int, data: bytes | None) -> None:
         if not data:

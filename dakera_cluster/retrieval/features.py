@@ -15,15 +15,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dakera_cluster.native import late as native
+from dakera_cluster.native import order
 from dakera_cluster.retrieval import ties
 from dakera_cluster.retrieval.candidates import Candidates
 from dakera_cluster.retrieval.context import Neighbourhood, neighbourhood
-from dakera_cluster.retrieval.evidence import NO_SPEAKER
 from dakera_cluster.retrieval.late import LateQuery, Matches, glance, weighted
 from dakera_cluster.retrieval.lexical import WordScores, window_scores
+from dakera_cluster.retrieval.order import NOBODY
 from dakera_cluster.retrieval.query import QueryFeatures
 from dakera_cluster.retrieval.temporal import QueryTime, day_closeness, month_match
-from dakera_cluster.retrieval.traits import Role, length_score
+from dakera_cluster.retrieval.traits import Role, length_scores
 from dakera_cluster.retrieval.view import RecallView
 
 NEIGHBOUR_SHARE = 0.8
@@ -84,6 +86,7 @@ FLAGS = frozenset(
 )
 """Features that mean the same for every question; all others are scaled over the ranked pool."""
 
+_GRADED = np.array([name not in FLAGS for name in NAMES])
 _WORD = re.compile(r"[a-z0-9]+")
 _FIRST_PERSON = re.compile(r"\b(?:i|i['’]\w+|my|me|mine|we|our|us)\b", re.IGNORECASE)
 _HOW_MUCH = re.compile(
@@ -121,7 +124,7 @@ def features(
         "window_wide": window_scores(words, slots, around.slots, around.within(WIDE_WORDS)),
         "late": weighted(late, own.best),
         "late_first": own.first,
-        "late_even": _even(own.best),
+        "late_even": native.weighted(own.best, np.full(len(late), 1 / max(1, len(late)))),
         **_vectors(view, query, pool, around),
         **_context(view, late, slots, own, around),
         **_speaker(view, query.text, slots),
@@ -135,15 +138,11 @@ def features(
     columns["window_met"] = met * ties.scaled(columns["window"])
     columns["window_wide_met"] = met * ties.scaled(columns["window_wide"])
     columns["in_session"] = (around.slots[:, 0] >= 0).astype(np.float64)
-    values = [columns[name].astype(np.float64) if name in FLAGS else ties.scaled(columns[name]) for name in NAMES]
-    return Features(slots, np.stack(values, axis=1), own.best)
-
-
-def _even(best: NDArray[np.float32]) -> NDArray[np.float64]:
-    total = np.zeros(best.shape[1])
-    for row in best:
-        total += row
-    return total / max(1, len(best))
+    values = np.empty((len(NAMES), len(slots)))
+    for place, name in enumerate(NAMES):
+        values[place] = columns[name]
+    order.scale_rows(values, _GRADED)
+    return Features(slots, values.T, own.best)
 
 
 def _vectors(
@@ -173,49 +172,38 @@ def _context(
     following[:, : turn.shape[1] // 2] = False
     windows = {"cover_turn": turn, "cover_next": following, "cover_near": near_words}
     looked_at = turn | near_words
+    if not looked_at.any():
+        alone = weighted(late, own.best)
+        return dict.fromkeys(windows, alone)
     # The matches of the pool's own slots are known.
     others = np.setdiff1d(around.slots[looked_at], slots).astype(np.int64)
-    near = glance(late, view.evidence.tokens, others)
+    best = np.concatenate([own.best, glance(late, view.evidence.tokens, others)], axis=1)
     every = np.concatenate([slots, others])
-    order = np.argsort(every)
-    best = np.concatenate([own.best, near], axis=1)
-    reached = np.where(looked_at, around.slots, slots[:, None])
-    place = order[np.searchsorted(every[order], reached)]
-    covers: dict[str, NDArray[np.float64]] = {name: np.zeros(len(slots)) for name in windows}
-    for row, weight in enumerate(late.weights.tolist()):
-        there = NEIGHBOUR_SHARE * best[row][place]
-        for name, inside in windows.items():
-            lent = np.where(inside, there, 0).max(axis=1, initial=0)
-            covers[name] += weight * np.maximum(own.best[row], lent)
-    return covers
+    by_slot = np.argsort(every)
+    places = by_slot[np.searchsorted(every[by_slot], np.where(looked_at, around.slots, slots[:, None]))]
+    return {
+        name: native.lent_cover(best, places, inside, NEIGHBOUR_SHARE, late.weights) for name, inside in windows.items()
+    }
 
 
 def _sessions(view: RecallView, slots: NDArray[np.int64], scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    best: dict[str, float] = {}
-    keys = view.evidence.order.keys()
-    sessions = [keys[slot][0] if slot in keys else f"\0{slot}" for slot in slots.tolist()]
-    for session, score in zip(sessions, scores.tolist(), strict=True):
-        best[session] = max(best.get(session, 0.0), score)
-    return np.array([best[session] for session in sessions])
+    best = np.maximum(scores, 0.0)
+    codes = view.evidence.order.codes(slots)
+    placed = np.flatnonzero(codes != NOBODY)
+    if len(placed):
+        sessions, member = np.unique(codes[placed], return_inverse=True)
+        tops = np.zeros(len(sessions))
+        np.maximum.at(tops, member, best[placed])
+        best[placed] = tops[member]
+    return best
 
 
 def _speaker(view: RecallView, question: str, slots: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
-    asked = set(_WORD.findall(question.lower()))
-    parts = {code: set(_WORD.findall(name)) for code, name in view.evidence.live_speakers().items()}
-    held: dict[str, int] = {}
-    for words in parts.values():
-        for word in words:
-            held[word] = held.get(word, 0) + 1
-    shares = np.zeros(len(view.evidence.speakers) + 1)
-    for code, words in parts.items():
-        # A part that many speakers share (a title, a family's name) tells little of who is meant.
-        total = sum(1 / held[word] for word in sorted(words))
-        shares[code] = sum(1 / held[word] for word in sorted(words) if word in asked) / total if total else 0.0
+    shares = view.evidence.speaker_names().shares(_WORD.findall(question.lower()))
     codes = view.evidence.column("speaker", slots)
-    share = np.where(codes == NO_SPEAKER, 0.0, shares[codes])
     full = np.flatnonzero(shares >= 1.0)
     only = (codes == full[0]).astype(np.float64) if len(full) == 1 else np.zeros(len(slots))
-    return {"speaker": share, "speaker_only": only}
+    return {"speaker": shares[codes], "speaker_only": only}
 
 
 def _time(view: RecallView, question: str, time: QueryTime, slots: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
@@ -236,7 +224,7 @@ def _form(view: RecallView, question: str, slots: NDArray[np.int64]) -> dict[str
     by_assistant = (view.evidence.column("role", slots) == Role.ASSISTANT).astype(np.float64)
     nothing = np.zeros(len(slots))
     return {
-        "length": np.array([length_score(words) for words in view.evidence.column("words", slots).tolist()]),
+        "length": length_scores(view.evidence.column("words", slots)),
         "about_self": about_self,
         "self_asked": about_self if of_self else nothing,
         "assistant": by_assistant if of_self else nothing,

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dakera_cluster.index.fulltext import FullTextIndex
+from dakera_cluster.native import words as native
 
 SHORT_K1, LONG_K1 = 0.9, 1.2
 SHORT_B, LONG_B = 0.4, 1.0
@@ -27,12 +28,12 @@ WINDOW_K1, WINDOW_B = 1.2, 0.75
 
 @dataclass(frozen=True, slots=True)
 class WordScores:
-    """Of one question over all slots. ``idf``: float64[t]; ``frequencies``: float32[t, size]; ``bm25`` and ``coverage``:
-    float64[size]; coverage is the share of the terms' idf that a memory holds, 0 to 1."""
+    """Of one question over all slots. ``idf``: float64[t]; ``frequencies``: uint8[t, size], at most MAX_FREQUENCY; ``bm25`` and
+    ``coverage``: float64[size]; coverage is the share of the terms' idf that a memory holds, 0 to 1."""
 
     terms: tuple[str, ...]
     idf: NDArray[np.float64]
-    frequencies: NDArray[np.float32]
+    frequencies: NDArray[np.uint8]
     lengths: NDArray[np.float64]
     bm25: NDArray[np.float64]
     coverage: NDArray[np.float64]
@@ -54,14 +55,11 @@ def word_scores(text: FullTextIndex, question: str) -> WordScores:
     k1, b = normalisation(text.average_length)
     norms = k1 * (1 - b) + (k1 * b / (text.average_length or 1.0)) * lengths
     idf = np.zeros(len(terms))
-    frequencies = np.zeros((len(terms), size), np.float32)
+    frequencies = np.zeros((len(terms), size), np.uint8)
     bm25, coverage = np.zeros(size), np.zeros(size)
-    for row, term in enumerate(terms):
-        slots, counts = text.postings(term)
+    for row, (slots, counts) in enumerate(text.postings(terms)):
         weight = idf[row] = text.idf(len(slots))
-        frequencies[row, slots] = counts
-        bm25[slots] += weight * (k1 + 1) * counts / (counts + norms[slots])
-        coverage[slots] += weight
+        native.bm25_add(slots, counts, weight, k1, norms, bm25, coverage, frequencies[row])
     total = float(idf.sum())
     return WordScores(terms, idf, frequencies, lengths, bm25, coverage / total if total > 0 else coverage)
 
@@ -76,19 +74,6 @@ def window_scores(
     """
     if not len(slots) or not len(words.terms):
         return np.zeros(len(slots))
-    size = len(words.lengths)
-    known = inside & (neighbours < size)
-    reached = np.where(known, neighbours, 0)
-    length = _at(words.lengths, slots) + np.where(known, words.lengths[reached], 0.0).sum(axis=1)
-    norms = WINDOW_K1 * (1 - WINDOW_B + WINDOW_B * length / max(float(length.mean()), 1.0))
-    score = np.zeros(len(slots))
-    for row in range(len(words.terms)):
-        counts = words.frequencies[row]
-        frequency = _at(counts, slots) + np.where(known, counts[reached], 0.0).sum(axis=1)
-        score += words.idf[row] * (WINDOW_K1 + 1) * frequency / (frequency + norms)
-    return score
-
-
-def _at(values: NDArray[np.floating], slots: NDArray[np.int64]) -> NDArray[np.float64]:
-    inside = slots < len(values)
-    return np.where(inside, values[np.where(inside, slots, 0)], 0.0) if len(values) else np.zeros(len(slots))
+    return native.window_bm25(
+        slots, neighbours, inside, words.lengths, words.frequencies, words.idf, WINDOW_K1, WINDOW_B
+    )

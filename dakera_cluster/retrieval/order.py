@@ -21,19 +21,22 @@ NOBODY = -1
 
 
 class SessionOrder:
-    """See the module. ``previous`` and ``next`` end in a cell that is always NOBODY: index -1 lands there, so links can be
-    followed past the end of a session without a test."""
+    """See the module. ``previous`` and ``next``: int32 by slot, NOBODY where there is none; slots past their end stand alone."""
 
     def __init__(self) -> None:
-        self.previous: NDArray[np.int32] = np.full(1, NOBODY, np.int32)
-        self.next: NDArray[np.int32] = np.full(1, NOBODY, np.int32)
+        self.previous: NDArray[np.int32] = np.zeros(0, np.int32)
+        self.next: NDArray[np.int32] = np.zeros(0, np.int32)
+        self._codes: NDArray[np.int32] = np.zeros(0, np.int32)
+        self._code_of: dict[str, int] = {}
+        self._given_codes = 0
         self._sessions: dict[str, list[int]] = {}
         self._keys: dict[int, tuple[str, float, str]] = {}
 
     @property
     def nbytes(self) -> int:
-        """Estimate: two links, a list cell and a key a memory."""
-        return int(self.previous.nbytes + self.next.nbytes + 200 * len(self._keys) + 200 * len(self._sessions))
+        """Estimate: two links, a code, a list cell and a key a memory."""
+        arrays = self.previous.nbytes + self.next.nbytes + self._codes.nbytes
+        return int(arrays + 200 * len(self._keys) + 300 * len(self._sessions))
 
     def put(self, slot: int, session: str | None, when: float, row_id: str) -> None:
         """Place ``slot`` in its session; a slot that was elsewhere is moved."""
@@ -43,9 +46,13 @@ class SessionOrder:
         self.remove(slot)
         if key is None or session is None:
             return
-        self._grow(slot + 2)
+        self._grow(slot + 1)
         self._keys[slot] = key
         members = self._sessions.setdefault(session, [])
+        if not members:
+            self._code_of[session] = self._given_codes
+            self._given_codes += 1
+        self._codes[slot] = self._code_of[session]
         place = bisect_left(members, key, key=self._key)
         before = members[place - 1] if place else NOBODY
         after = members[place] if place < len(members) else NOBODY
@@ -61,8 +68,9 @@ class SessionOrder:
         members = self._sessions[key[0]]
         members.pop(bisect_left(members, key, key=self._key))
         if not members:
-            del self._sessions[key[0]]
+            del self._sessions[key[0]], self._code_of[key[0]]
         del self._keys[slot]
+        self._codes[slot] = NOBODY
         before, after = int(self.previous[slot]), int(self.next[slot])
         self.previous[slot] = self.next[slot] = NOBODY
         self._link(before, after)
@@ -71,16 +79,19 @@ class SessionOrder:
         """(session, time, id) of every placed slot, for a dump."""
         return self._keys
 
+    def codes(self, slots: NDArray[np.int64]) -> NDArray[np.int32]:
+        """A number for the session of each of ``slots``, NOBODY without one. It says nothing but same or other."""
+        inside = slots < len(self._codes)
+        if inside.all():
+            return self._codes[slots]
+        return np.where(inside, self._codes[np.where(inside, slots, 0)] if len(self._codes) else NOBODY, NOBODY).astype(
+            np.int32
+        )
+
     def session_of(self, slot: int) -> list[int]:
         """The slots of the session ``slot`` stands in, in order; itself alone without one. Not to be changed."""
         key = self._keys.get(slot)
         return [slot] if key is None else self._sessions[key[0]]
-
-    def windows(self, slots: NDArray[np.int64], reach: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """``(before, after)``: int32[n, reach] each, the nearest first, NOBODY past the end of the session."""
-        # Slots that were never placed lie past the links' end: they read the last cell.
-        start = np.where(slots < len(self.previous) - 1, slots, NOBODY)
-        return _followed(self.previous, start, reach), _followed(self.next, start, reach)
 
     def _key(self, slot: int) -> Any:
         return self._keys[slot]
@@ -95,12 +106,4 @@ class SessionOrder:
         if size > len(self.previous):
             self.previous = grown(self.previous, size, NOBODY)
             self.next = grown(self.next, size, NOBODY)
-
-
-def _followed(links: NDArray[np.int32], start: NDArray[Any], reach: int) -> NDArray[np.int32]:
-    found = np.empty((len(start), reach), np.int32)
-    at = start
-    for step in range(reach):
-        at = links[at]
-        found[:, step] = at
-    return found
+            self._codes = grown(self._codes, size, NOBODY)

@@ -12,21 +12,19 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from dakera_cluster.native import order as native
+
+_ALL = np.ones(1, np.bool_)
+
 
 def ordered(scores: NDArray[np.floating], keys: NDArray[np.uint64]) -> NDArray[np.int64]:
     """Positions by score descending, then key."""
-    return np.lexsort((keys, -scores))
+    return native.best(np.asarray(scores, np.float64), keys, len(scores))
 
 
 def best(scores: NDArray[np.floating], keys: NDArray[np.uint64], k: int) -> NDArray[np.int64]:
     """The positions of the ``k`` best, in order."""
-    if k <= 0:
-        return np.zeros(0, np.int64)
-    if len(scores) > k:
-        floor = np.partition(scores, len(scores) - k)[len(scores) - k]
-        kept = np.flatnonzero(scores >= floor)
-        return np.asarray(kept[ordered(scores[kept], keys[kept])][:k])
-    return ordered(scores, keys)
+    return native.best(np.asarray(scores, np.float64), keys, k)
 
 
 def settled(
@@ -47,11 +45,6 @@ def settled(
 
 def scaled(values: NDArray[np.floating]) -> NDArray[np.float64]:
     """Min-max to 0..1; all zero when there is nothing to tell apart. NaN counts as the minimum."""
-    values = np.asarray(values, np.float64)
-    known = values[~np.isnan(values)]
-    if not len(known):
-        return np.zeros(len(values))
-    low, high = float(known.min()), float(known.max())
-    if high <= low:
-        return np.zeros(len(values))
-    return np.asarray((np.where(np.isnan(values), low, values) - low) / (high - low))
+    result = np.array(values, np.float64, ndmin=2)
+    native.scale_rows(result, _ALL)
+    return np.asarray(result[0])

@@ -11,28 +11,18 @@ RAM: d / 8 + 2 bytes a token (50 at 384 dimensions), 12 a slot. Owned by evidenc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dakera_cluster.index.arrays import grown
+from dakera_cluster.native.late import Runs
 
 MAX_HOLE_SHARE = 0.5
 MIN_TOKENS_TO_PACK = 4096
 ID_SPACE = 1 << 16
 COUNTED_FROM_TOKENS = 65_536
 """Tokens from which document frequencies of pieces are kept in an array (256 KB) instead of being counted when asked for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Gathered:
-    """Tokens of n slots, one after another. ``units`` are runs that are matched on their own (passages): ``unit_starts``
-    int64[u] into the tokens, ``slot_units`` int64[n] the first unit of each slot; a slot has at least one unit."""
-
-    signs: NDArray[np.uint8]
-    unit_starts: NDArray[np.int64]
-    slot_units: NDArray[np.int64]
 
 
 class TokenStore:
@@ -113,31 +103,38 @@ class TokenStore:
         if self._used > MIN_TOKENS_TO_PACK and self._used - self._live > MAX_HOLE_SHARE * self._used:
             self._pack()
 
-    def gather(self, slots: NDArray[np.int64], *, first_unit_only: bool = False) -> Gathered:
-        """The tokens of ``slots``, each of which must have some."""
-        starts = self._starts[slots]
-        counts = self._counts[slots].astype(np.int64)
-        split: list[tuple[int, tuple[int, ...]]] = []
-        if self._units:
-            known = self._units
-            split = [(row, known[slot]) for row, slot in enumerate(slots.tolist()) if slot in known]
-        if first_unit_only:
+    @property
+    def signs(self) -> NDArray[np.uint8]:
+        """Sign rows of all tokens, uint8[rows, d / 8]; what ``runs`` point into, until the next change."""
+        return self._signs
+
+    def runs(self, slots: NDArray[np.int64]) -> Runs:
+        """The tokens of ``slots``, each of which must have some, as one run a slot."""
+        return self._starts[slots], self._counts[slots].astype(np.int64), np.arange(len(slots), dtype=np.int64)
+
+    def passage_runs(self, slots: NDArray[np.int64], *, first_only: bool = False) -> Runs:
+        """The same with a run a passage, those of a slot in order; ``first_only``: the first passage of each."""
+        begins, lengths, owners = self.runs(slots)
+        known = self._units
+        split = [(row, known[slot]) for row, slot in enumerate(slots.tolist()) if slot in known] if known else []
+        if first_only:
             for row, cuts in split:
-                counts[row] = cuts[0]
-            split = []
-        ends = np.cumsum(counts)
-        begins = ends - counts
-        rows = np.repeat(starts - begins, counts) + np.arange(int(ends[-1]) if len(ends) else 0)
-        unit_starts, slot_units = begins, np.arange(len(slots), dtype=np.int64)
+                lengths[row] = cuts[0]
+            return begins, lengths, owners
         if split:
-            extra = np.zeros(len(slots), np.int64)
-            pieces = []
+            repeats = np.ones(len(slots), np.int64)
+            repeats[[row for row, _ in split]] = [1 + len(cuts) for _, cuts in split]
+            owners = np.repeat(owners, repeats)
+            stops = begins + lengths
+            begins = np.repeat(begins, repeats)
+            where = np.cumsum(repeats) - repeats
             for row, cuts in split:
-                extra[row] = len(cuts)
-                pieces.append(begins[row] + np.asarray(cuts, np.int64))
-            unit_starts = np.sort(np.concatenate([begins, *pieces]))
-            slot_units = slot_units + np.cumsum(extra) - extra
-        return Gathered(self._signs[rows], unit_starts, slot_units)
+                begins[where[row] + 1 : where[row] + 1 + len(cuts)] += cuts
+            lengths = np.append(begins[1:], 0)
+            ends = where + repeats - 1
+            lengths[ends] = stops
+            lengths -= begins
+        return begins, lengths, owners
 
     def document_frequencies(self, ids: NDArray[np.int32]) -> NDArray[np.int64]:
         """In how many memories each piece stands, int64[n] (a repeat within a memory counts in small stores)."""

@@ -9,13 +9,14 @@ Called by writing.py (what to embed) and evidence.py (what to keep beside a memo
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from enum import IntEnum
 from typing import Any
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 SPEAKER_KEYS = ("speaker", "author", "sender", "role")
 """Metadata that names who said something, the most telling first."""
@@ -26,17 +27,22 @@ MAX_SELF = 3
 
 _HEAD = re.compile(r"\s*\[(?P<date>[^\]\n]{4,60})\]\s*(?:(?P<speaker>[^:\n\[\]]{1,40}):\s+)?")
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
-_SELF = re.compile(r"\b(?:i|i['’](?:m|ve|d|ll)|my|me|mine|myself)\b", re.IGNORECASE)
-_NUMBER = re.compile(
-    r"\b(?:\d[\d,.]*|one|two|three|four|five|six|seven|eight|nine|ten|dozen|twice|once|both|couple|few|several)\b|[$€£%]",
-    re.IGNORECASE,
-)
-_TIME_WORDS = re.compile(
-    r"\b(?:yesterday|today|tonight|tomorrow|last|next|ago|week|weekend|month|year|years|recently|just|since|"
-    r"(?:mon|tues|wednes|thurs|fri|satur|sun)day|january|february|march|april|may|june|july|august|september|october|"
-    r"november|december|few days|this morning|(?:19|20)\d\d)\b",
-    re.IGNORECASE,
-)
+_APOSTROPHE = re.compile(r"['’]")
+_SELF = frozenset(("i", "my", "me", "mine", "myself"))
+_NUMBER_WORDS = """
+one two three four five six seven eight nine ten dozen twice once both couple few several
+"""
+_NUMBERS = frozenset(_NUMBER_WORDS.split())
+_CURRENCY_OR_SHARE = re.compile(r"[$€£%]")
+_TIMES = """
+yesterday today tonight tomorrow last next ago week weekend month year years recently just since
+monday tuesday wednesday thursday friday saturday sunday
+january february march april may june july august september october november december
+"""
+_TIME_WORDS = frozenset(_TIMES.split())
+_TIME_PHRASES = re.compile(r"\b(?:few days|this morning)\b")
+TELLING_WORDS = 40
+_LENGTH_SCORES = np.log1p(np.arange(TELLING_WORDS + 1)) / np.log1p(TELLING_WORDS)
 
 
 class Role(IntEnum):
@@ -102,19 +108,36 @@ def canonical_text(content: str, metadata: Mapping[str, Any] | None) -> str:
 def traits_of(content: str, metadata: Mapping[str, Any] | None) -> Traits:
     """The traits of a memory."""
     parts = spoken(content, metadata)
+    body = parts.body.lower()
+    words = _WORD.findall(body)
+    # Every test below is one of sets: a memory is written once, but a node that starts reads all of them.
+    pieces = {*words, *(piece for word in words if not word.isalnum() for piece in _APOSTROPHE.split(word))}
     return Traits(
         speaker=parts.speaker.lower() if parts.speaker else None,
         role=role_of(parts.speaker),
-        words=len(_WORD.findall(parts.body)),
-        has_time=_TIME_WORDS.search(parts.body) is not None,
-        has_number=_NUMBER.search(parts.body) is not None,
-        about_self=min(MAX_SELF, len(_SELF.findall(parts.body[:SELF_SCAN_CHARS]))) / MAX_SELF,
+        words=len(words),
+        has_time=not _TIME_WORDS.isdisjoint(pieces) or _names_time(pieces, body),
+        has_number=not _NUMBERS.isdisjoint(pieces)
+        or any(piece.isdecimal() for piece in pieces)
+        or _CURRENCY_OR_SHARE.search(body) is not None,
+        about_self=min(MAX_SELF, _self_words(body[:SELF_SCAN_CHARS])) / MAX_SELF,
     )
 
 
-def length_score(words: float) -> float:
-    """0 for nothing, 1 from 40 words on: below that, longer says more; beyond it, longer is only longer."""
-    return math.log1p(min(words, 40)) / math.log(41)
+def _names_time(pieces: set[str], body: str) -> bool:
+    """A year of this or the last century, or a phrase."""
+    if any(len(piece) == 4 and piece[:2] in ("19", "20") and piece.isdecimal() for piece in pieces):
+        return True
+    return not pieces.isdisjoint(("days", "morning")) and _TIME_PHRASES.search(body) is not None
+
+
+def _self_words(text: str) -> int:
+    return sum(piece in _SELF for word in _WORD.findall(text) for piece in _APOSTROPHE.split(word))
+
+
+def length_scores(words: NDArray[np.uint16]) -> NDArray[np.float64]:
+    """0 for no words, 1 from 40 on: below that, longer says more; beyond it, longer is only longer."""
+    return np.asarray(_LENGTH_SCORES[np.minimum(words, TELLING_WORDS)])
 
 
 def _named(metadata: Mapping[str, Any] | None) -> str | None:

@@ -10,29 +10,33 @@ def some(count: int, width: int = 48) -> tuple[np.ndarray, np.ndarray]:
     return RNG.integers(0, 30_000, count).astype(np.uint16), RNG.integers(0, 256, (count, width), dtype=np.uint8)
 
 
-def test_gather_returns_each_slots_own_rows_in_the_order_asked() -> None:
+def rows(store: TokenStore, slots: list[int]) -> np.ndarray:
+    """The sign rows of ``slots``, one after another."""
+    begins, lengths, _ = store.runs(np.array(slots))
+    return np.concatenate([store.signs[at : at + count] for at, count in zip(begins, lengths, strict=True)])
+
+
+def test_runs_point_to_each_slots_own_rows_in_the_order_asked() -> None:
     store = TokenStore()
     signs = {}
     for slot in (5, 0, 9):
         ids, signs[slot] = some(slot + 2)
         store.put(slot, [slot + 2], ids, signs[slot])
-    got = store.gather(np.array([9, 5, 0]))
-    assert np.array_equal(got.signs, np.concatenate([signs[9], signs[5], signs[0]]))
-    assert got.unit_starts.tolist() == [0, 11, 18]
-    assert got.slot_units.tolist() == [0, 1, 2]
+    assert np.array_equal(rows(store, [9, 5, 0]), np.concatenate([signs[9], signs[5], signs[0]]))
+    assert store.runs(np.array([9, 5, 0]))[2].tolist() == [0, 1, 2]
 
 
-def test_passages_of_a_long_memory_are_units_of_their_own() -> None:
+def test_passages_of_a_long_memory_are_runs_of_their_own() -> None:
     store = TokenStore()
     store.put(0, [3], *some(3))
     store.put(1, [4, 2, 5], *some(11))
     store.put(2, [1], *some(1))
-    got = store.gather(np.array([0, 1, 2]))
-    assert got.unit_starts.tolist() == [0, 3, 7, 9, 14]
-    assert got.slot_units.tolist() == [0, 1, 4]
-    cut = store.gather(np.array([1, 2]), first_unit_only=True)
-    assert len(cut.signs) == 5
-    assert cut.unit_starts.tolist() == [0, 4]
+    begins, lengths, owners = store.passage_runs(np.array([2, 1, 0]))
+    assert begins.tolist() == [14, 3, 7, 9, 0]
+    assert lengths.tolist() == [1, 4, 2, 5, 3]
+    assert owners.tolist() == [0, 1, 1, 1, 2]
+    begins, lengths, owners = store.passage_runs(np.array([1, 2]), first_only=True)
+    assert (begins.tolist(), lengths.tolist(), owners.tolist()) == ([3, 14], [4, 1], [0, 1])
 
 
 def test_a_replaced_memory_has_only_its_new_tokens() -> None:
@@ -41,7 +45,7 @@ def test_a_replaced_memory_has_only_its_new_tokens() -> None:
     ids, signs = some(1)
     store.put(0, [1], ids, signs)
     assert store.tokens == 1
-    assert np.array_equal(store.gather(np.array([0])).signs, signs)
+    assert np.array_equal(rows(store, [0]), signs)
     assert store.counts(np.array([0, 1, 77])).tolist() == [1, 0, 0]
 
 
@@ -57,7 +61,7 @@ def test_holes_are_packed_and_the_rest_survives() -> None:
         store.remove(slot)
     assert MIN_TOKENS_TO_PACK < 400 * 20
     assert store.tokens == 2000
-    assert np.array_equal(store.gather(np.array([399, 300])).signs, np.concatenate([kept[399], kept[300]]))
+    assert np.array_equal(rows(store, [399, 300]), np.concatenate([kept[399], kept[300]]))
     assert store.nbytes < before
 
 
@@ -79,13 +83,13 @@ def test_frequencies_forget_what_was_removed() -> None:
 def test_counted_and_kept_frequencies_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     kept, counted = TokenStore(), TokenStore()
     monkeypatch.setattr("dakera_cluster.retrieval.tokens.COUNTED_FROM_TOKENS", 50)
-    rows = [some(10) for _ in range(30)]
-    for slot, (ids, signs) in enumerate(rows):
+    memories = [some(10) for _ in range(30)]
+    for slot, (ids, signs) in enumerate(memories):
         kept.put(slot, [10], ids, signs)
     for slot in range(0, 30, 3):
         kept.remove(slot)
     monkeypatch.setattr("dakera_cluster.retrieval.tokens.COUNTED_FROM_TOKENS", 10**9)
-    for slot, (ids, signs) in enumerate(rows):
+    for slot, (ids, signs) in enumerate(memories):
         if slot % 3:
             counted.put(slot, [10], ids, signs)
     every = np.arange(30_000, dtype=np.int32)
@@ -98,7 +102,7 @@ def test_a_dump_brings_everything_back() -> None:
         store.put(slot, [2, slot + 1], *some(slot + 3))
     store.remove(2)
     loaded = TokenStore.load(store.dump())
-    alive = np.array([0, 1, 3, 4, 5])
-    assert np.array_equal(loaded.gather(alive).signs, store.gather(alive).signs)
-    assert np.array_equal(loaded.gather(alive).unit_starts, store.gather(alive).unit_starts)
+    alive = [0, 1, 3, 4, 5]
+    assert np.array_equal(rows(loaded, alive), rows(store, alive))
+    assert np.array_equal(loaded.passage_runs(np.array(alive))[1], store.passage_runs(np.array(alive))[1])
     assert loaded.tokens == store.tokens

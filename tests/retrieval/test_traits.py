@@ -1,6 +1,7 @@
+import numpy as np
 import pytest
 
-from dakera_cluster.retrieval.traits import Role, canonical_text, length_score, spoken, traits_of
+from dakera_cluster.retrieval.traits import Role, canonical_text, length_scores, spoken, traits_of
 
 
 def test_metadata_names_the_speaker_before_the_content_does() -> None:
@@ -54,5 +55,6 @@ def test_roles_are_told_from_people() -> None:
 
 
 def test_length_counts_up_to_a_paragraph() -> None:
-    assert length_score(0) == 0
-    assert length_score(10) < length_score(40) == length_score(4000) == 1
+    nothing, few, enough, many = length_scores(np.array([0, 10, 40, 4000], np.uint16)).tolist()
+    assert nothing == 0
+    assert few < enough == many == 1

@@ -1,0 +1,1 @@
+"""The inner loops of recall in C, called with numpy arrays; knows nothing of memories, rows or indexes."""

@@ -1,0 +1,29 @@
+/* What the kernels offer. This file is the whole contract: the C files include it and library.py gives it to cffi.
+   Arrays are contiguous; shapes stand beside the arguments; nothing is allocated and no array is kept. */
+
+void dots_scan(const int16_t *rows, long count, long width, const float *query, float *dots);
+long nearest(const uint64_t *chunks, long chunk_rows, const uint8_t *present, const uint8_t *allowed, long count,
+             long width, const float *scales, const float *query, long wanted, int64_t *slots, float *scores);
+void dots_gather(const uint64_t *chunks, long chunk_rows, const int64_t *slots, long count, long width,
+                 const float *query, float *dots);
+
+void late_exact(const uint8_t *signs, long width, const int64_t *begins, const int64_t *lengths, const int64_t *owners,
+                long units, const int16_t *steps, long tokens, const double *sums, const double *scales,
+                const double *weights, float *best, double *first, long slots);
+void late_estimated(const uint8_t *signs, long width, const int64_t *begins, const int64_t *lengths,
+                    const int64_t *owners, long units, const uint8_t *query, long tokens, const float *cosines,
+                    const double *weights, float *best, double *first, long slots);
+
+void bm25_add(const int32_t *slots, const uint16_t *counts, long count, double weight, double k1, const double *norms,
+              double *bm25, double *coverage, uint8_t *frequencies);
+void neighbours(const int32_t *previous, const int32_t *next, long linked, const uint16_t *words, const int32_t *speakers,
+                long known, const int64_t *slots, long count, long reach, int32_t *found, int64_t *words_to);
+void window_bm25(const int64_t *slots, long count, const int32_t *around, const uint8_t *inside, long width,
+                 const double *lengths, const uint8_t *frequencies, long size, const double *idf, long terms, double k1,
+                 double b, double *scores);
+void lent_cover(const float *best, long tokens, long columns, const int64_t *places, const uint8_t *inside, long count,
+                long width, double share, const double *weights, double *cover);
+
+long order_best(const double *scores, const uint64_t *keys, long count, long wanted, int64_t *order);
+void scale_rows(double *values, const uint8_t *wanted, long rows, long count);
+void weighted_sums(const float *values, const double *weights, long tokens, long columns, double *sums);

@@ -1,0 +1,57 @@
+"""Opens the compiled kernels, and hands arrays to them.
+
+The C code is built with the package (pyproject.toml, ``ext-modules``); ``kernels.h`` is the contract on both sides. A call
+releases the GIL. Arrays must be contiguous and of exactly the type the kernel reads: ``given`` refuses all else, because C
+would not notice. Called by the other modules of this package only.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import Any
+
+import cffi
+import numpy as np
+
+_HERE = Path(__file__).parent
+_COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
+_ffi = cffi.FFI()
+_ffi.cdef(_COMMENT.sub("", (_HERE / "kernels.h").read_text()))
+_C_TYPES = {
+    np.dtype(dtype): _ffi.typeof(f"{name}[]")
+    for dtype, name in (
+        (np.int16, "int16_t"),
+        (np.int32, "int32_t"),
+        (np.int64, "int64_t"),
+        (np.bool_, "uint8_t"),
+        (np.uint8, "uint8_t"),
+        (np.uint16, "uint16_t"),
+        (np.uint64, "uint64_t"),
+        (np.float32, "float"),
+        (np.float64, "double"),
+    )
+}
+
+
+def opened(path: Path) -> Any:
+    """The kernels in a shared library. Raises ImportError when there are none."""
+    try:
+        return _ffi.dlopen(str(path))
+    except OSError as error:
+        raise ImportError(
+            f"the native kernels are not built ({error}); run: pip install -e . (or make setup)"
+        ) from error
+
+
+kernels: Any = opened(_HERE / f"_kernels{EXTENSION_SUFFIXES[0]}")
+"""The functions of kernels.h."""
+NULL: Any = _ffi.NULL
+
+
+def given(array: np.ndarray, dtype: Any) -> Any:
+    """``array`` as a C array. Raises TypeError for another dtype, BufferError or ValueError when it is not contiguous."""
+    if array.dtype != dtype:
+        raise TypeError(f"expected an array of {np.dtype(dtype)}, got {array.dtype}")
+    return _ffi.from_buffer(_C_TYPES[array.dtype], array)

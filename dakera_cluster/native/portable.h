@@ -1,0 +1,21 @@
+/* One source for every processor: vectors are GCC's own, of one width everywhere, and the loader picks the copy of a
+   function that fits the machine. Products and sums are never fused (-ffp-contract=off), so a score is the same bit for bit
+   whichever copy ran. */
+
+#pragma once
+#include <stdint.h>
+#include <string.h>
+
+#include "kernels.h"
+
+#if !defined(ONE_COPY) && defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#if __GNUC__ >= 12
+#define FOR_EVERY_PROCESSOR __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "arch=x86-64-v2", "default")))
+#else
+#define FOR_EVERY_PROCESSOR __attribute__((target_clones("avx2", "popcnt", "default")))
+#endif
+#else
+#define FOR_EVERY_PROCESSOR
+#endif
+
+#define INLINED static inline __attribute__((always_inline))

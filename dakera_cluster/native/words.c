@@ -1,0 +1,84 @@
+/* Words and neighbours: BM25 over memories and over windows of them, who stands beside whom, and what neighbours lend. */
+
+#include "portable.h"
+
+#define NOBODY (-1)
+#define NO_SPEAKER (-1)
+#define BEYOND INT32_MAX
+
+void bm25_add(const int32_t *slots, const uint16_t *counts, long count, double weight, double k1, const double *norms,
+              double *bm25, double *coverage, uint8_t *frequencies) {
+    for (long place = 0; place < count; place++) {
+        int32_t slot = slots[place];
+        double often = counts[place];
+        bm25[slot] += weight * (k1 + 1) * often / (often + norms[slot]);
+        coverage[slot] += weight;
+        frequencies[slot] = counts[place] < 255 ? counts[place] : 255;
+    }
+}
+
+/* found, words_to: [count, 2 * reach], the ones before (nearest first), then the ones after. */
+void neighbours(const int32_t *previous, const int32_t *next, long linked, const uint16_t *words, const int32_t *speakers,
+                long known, const int64_t *slots, long count, long reach, int32_t *found, int64_t *words_to) {
+    for (long place = 0; place < count; place++) {
+        int64_t slot = slots[place];
+        int said = slot >= 0 && slot < known && speakers[slot] != NO_SPEAKER;
+        for (int side = 0; side < 2; side++) {
+            const int32_t *links = side ? next : previous;
+            int32_t at = slot >= 0 && slot < linked ? (int32_t)slot : NOBODY;
+            int64_t total = 0;
+            for (long step = 0; step < reach; step++) {
+                if (at != NOBODY) at = links[at];
+                int counts = said && at != NOBODY && at < known && speakers[at] != NO_SPEAKER;
+                long cell = (2 * place + side) * reach + step;
+                total += counts ? words[at] : BEYOND;
+                found[cell] = counts ? at : NOBODY;
+                words_to[cell] = total;
+            }
+        }
+    }
+}
+
+/* lengths: [size]; frequencies: [terms, size]. */
+void window_bm25(const int64_t *slots, long count, const int32_t *around, const uint8_t *inside, long width,
+                 const double *lengths, const uint8_t *frequencies, long size, const double *idf, long terms, double k1,
+                 double b, double *scores) {
+    double mean = 0;
+    for (long place = 0; place < count; place++) {
+        double length = slots[place] < size ? lengths[slots[place]] : 0;
+        for (long cell = place * width; cell < (place + 1) * width; cell++)
+            if (inside[cell] && around[cell] >= 0 && around[cell] < size) length += lengths[around[cell]];
+        scores[place] = length;
+        mean += length;
+    }
+    mean = count ? mean / count : 0;
+    if (mean < 1) mean = 1;
+    for (long place = 0; place < count; place++) {
+        double norm = k1 * (1 - b + b * scores[place] / mean), score = 0;
+        for (long term = 0; term < terms; term++) {
+            const uint8_t *own = frequencies + term * size;
+            long often = slots[place] < size ? own[slots[place]] : 0;
+            for (long cell = place * width; cell < (place + 1) * width; cell++)
+                if (inside[cell] && around[cell] >= 0 && around[cell] < size) often += own[around[cell]];
+            score += idf[term] * (k1 + 1) * often / (often + norm);
+        }
+        scores[place] = score;
+    }
+}
+
+/* best: [tokens, columns], the memories themselves in the first count columns; places: [count, width] into the columns. */
+void lent_cover(const float *best, long tokens, long columns, const int64_t *places, const uint8_t *inside, long count,
+                long width, double share, const double *weights, double *cover) {
+    for (long place = 0; place < count; place++) {
+        double total = 0;
+        for (long token = 0; token < tokens; token++) {
+            const float *found = best + token * columns;
+            double lent = 0;
+            for (long cell = place * width; cell < (place + 1) * width; cell++)
+                if (inside[cell] && found[places[cell]] > lent) lent = found[places[cell]];
+            lent *= share;
+            total += weights[token] * (found[place] > lent ? found[place] : lent);
+        }
+        cover[place] = total;
+    }
+}

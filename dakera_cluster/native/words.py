@@ -1,0 +1,100 @@
+"""BM25 over memories and over windows of them, and who stands beside whom. Called by retrieval/."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dakera_cluster.native.library import given, kernels
+
+MAX_FREQUENCY = 255
+"""A window's counts of a term are kept in a byte: beyond this they count as this many."""
+
+
+def bm25_add(
+    slots: NDArray[np.int32],
+    counts: NDArray[np.uint16],
+    weight: float,
+    k1: float,
+    norms: NDArray[np.float64],
+    bm25: NDArray[np.float64],
+    coverage: NDArray[np.float64],
+    frequencies: NDArray[np.uint8],
+) -> None:
+    """Add one term's postings to ``bm25`` and ``coverage``, and set its ``frequencies``; all but the postings by slot."""
+    size = len(norms)
+    if not len(slots):
+        return
+    if not len(bm25) == len(coverage) == len(frequencies) == size or int(slots.max()) >= size:
+        raise ValueError("postings reach beyond the scores")
+    kernels.bm25_add(
+        given(slots, np.int32),
+        given(counts, np.uint16),
+        len(slots),
+        weight,
+        k1,
+        given(norms, np.float64),
+        given(bm25, np.float64),
+        given(coverage, np.float64),
+        given(frequencies, np.uint8),
+    )
+
+
+def neighbours(
+    previous: NDArray[np.int32],
+    following: NDArray[np.int32],
+    words: NDArray[np.uint16],
+    speakers: NDArray[np.int32],
+    slots: NDArray[np.int64],
+    reach: int,
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """``(slots int32[n, 2 * reach], words int64 like it)``: see retrieval/context.py. The links are by slot and end in -1."""
+    found = np.empty((len(slots), 2 * reach), np.int32)
+    words_to = np.empty((len(slots), 2 * reach), np.int64)
+    kernels.neighbours(
+        given(previous, np.int32),
+        given(following, np.int32),
+        len(previous),
+        given(words, np.uint16),
+        given(speakers, np.int32),
+        min(len(words), len(speakers)),
+        given(slots, np.int64),
+        len(slots),
+        reach,
+        given(found, np.int32),
+        given(words_to, np.int64),
+    )
+    return found, words_to
+
+
+def window_bm25(
+    slots: NDArray[np.int64],
+    around: NDArray[np.int32],
+    inside: NDArray[np.bool_],
+    lengths: NDArray[np.float64],
+    frequencies: NDArray[np.uint8],
+    idf: NDArray[np.float64],
+    k1: float,
+    b: float,
+) -> NDArray[np.float64]:
+    """float64[n]: BM25 of each slot with the neighbours ``around`` it (int32[n, w]) that are ``inside``, as one text.
+    ``lengths``: float64[size], ``frequencies``: uint8[t, size]; slots beyond them have neither."""
+    if frequencies.shape != (len(idf), len(lengths)) or around.shape != inside.shape or len(around) != len(slots):
+        raise ValueError("the arrays of a window do not fit together")
+    scores = np.empty(len(slots))
+    kernels.window_bm25(
+        given(slots, np.int64),
+        len(slots),
+        given(around, np.int32),
+        given(inside, np.bool_),
+        around.shape[1],
+        given(lengths, np.float64),
+        given(frequencies, np.uint8),
+        len(lengths),
+        given(idf, np.float64),
+        len(idf),
+        k1,
+        b,
+        given(scores, np.float64),
+    )
+    return scores

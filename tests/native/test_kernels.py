@@ -1,0 +1,166 @@
+import math
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dakera_cluster.native import late, library, order, vectors, words
+
+SOURCES = Path(library.__file__).parent
+CHUNK_ROWS = 64
+
+
+def chunked(rows: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+    parts = [np.ascontiguousarray(rows[at : at + CHUNK_ROWS]) for at in range(0, len(rows), CHUNK_ROWS)]
+    return parts, np.array([part.ctypes.data for part in parts], np.uint64)
+
+
+@pytest.mark.parametrize("width", [384, 96, 50, 7])
+def test_dot_products_are_those_of_numpy_wherever_a_row_lies(width: int) -> None:
+    rng = np.random.default_rng(width)
+    rows = rng.integers(-32_767, 32_768, (200, width)).astype(np.int16)
+    query = rng.standard_normal(width).astype(np.float32)
+    expected = rows.astype(np.float64) @ query.astype(np.float64)
+    scanned = vectors.scan(rows, query)
+    np.testing.assert_allclose(scanned, expected, rtol=1e-5, atol=1e-6 * 32_767 * width)
+    _kept, addresses = chunked(rows)
+    slots = rng.permutation(200).astype(np.int64)
+    assert np.array_equal(vectors.gather(addresses, CHUNK_ROWS, slots, query), scanned[slots])
+
+
+@pytest.mark.parametrize("wanted", [1, 17, 200, 500])
+def test_the_nearest_are_the_best_chosen_rows_ties_by_slot(wanted: int) -> None:
+    rng = np.random.default_rng(wanted)
+    rows = np.repeat(rng.integers(-1000, 1000, (100, 32)), 3, axis=0).astype(np.int16)
+    query = rng.standard_normal(32).astype(np.float32)
+    present, allowed = rng.random(300) < 0.9, rng.random(250) < 0.5
+    scales = np.full(300, 1e-5, np.float32)
+    _kept, addresses = chunked(rows)
+    for mask in (None, allowed):
+        found, scores = vectors.nearest(addresses, CHUNK_ROWS, present, mask, scales, query, wanted)
+        chosen = np.flatnonzero(present if mask is None else present[:250] & mask)
+        cosines = vectors.scan(rows, query)[chosen] * scales[chosen]
+        best = np.lexsort((chosen, -cosines))[:wanted]
+        assert found.tolist() == chosen[best].tolist()
+        assert np.array_equal(scores, cosines[best])
+
+
+def test_nothing_is_nearest_when_nothing_is_wanted() -> None:
+    rows, addresses = chunked(np.zeros((4, 32), np.int16))
+    slots, _ = vectors.nearest(
+        addresses, CHUNK_ROWS, np.ones(len(rows[0]), bool), None, np.ones(4, np.float32), np.ones(32, np.float32), 0
+    )
+    assert len(slots) == 0
+
+
+def late_case(width: int, tokens: int, seed: int = 1) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    signs = rng.integers(0, 256, (60, width // 8), dtype=np.uint8)
+    steps = np.zeros((tokens, -(-width // late.LANES) * late.LANES), np.int16)
+    steps[:, :width] = rng.integers(-late.MAX_STEP, late.MAX_STEP + 1, (tokens, width))
+    return {
+        "signs": signs,
+        "runs": (np.array([3, 20, 8, 40]), np.array([5, 9, 12, 20]), np.array([2, 2, 0, 1])),
+        "steps": steps,
+        "sums": steps.sum(axis=1, dtype=np.float64),
+        "scales": rng.random(tokens) * 1e-5,
+        "weights": rng.random(tokens),
+        "best": np.zeros((tokens, 4), np.float32),
+        "first": np.zeros(4),
+    }
+
+
+@pytest.mark.parametrize(("width", "tokens"), [(384, 9), (96, 3), (8, 1), (1024, 2), (768, 64)])
+def test_exact_matches_are_maxsim_in_the_best_run(width: int, tokens: int) -> None:
+    case = late_case(width, tokens)
+    late.exact(**case)
+    plus_minus = 2 * np.unpackbits(case["signs"], axis=1).astype(np.int64) - 1
+    dots = case["steps"][:, :width].astype(np.int64) @ plus_minus.T
+    runs = []
+    for begin, length, owner in zip(*case["runs"], strict=True):
+        similar = (dots[:, begin : begin + length].max(axis=1) * case["scales"]).astype(np.float32)
+        runs.append((owner, similar, float((case["weights"] * similar).sum())))
+    for owner in (0, 1, 2):
+        own = [(similar, total) for who, similar, total in runs if who == owner]
+        leading = max(own, key=lambda each: each[1])
+        np.testing.assert_allclose(case["best"][:, owner], leading[0], rtol=1e-6)
+        assert case["first"][owner] == pytest.approx(own[0][1], rel=1e-6)
+    assert not case["best"][:, 3].any()
+
+
+def test_estimated_matches_count_differing_signs() -> None:
+    case = late_case(96, 4)
+    rng = np.random.default_rng(2)
+    query = rng.integers(0, 256, (4, 12), dtype=np.uint8)
+    cosines = np.linspace(1, -1, 97).astype(np.float32)
+    late.estimated(case["signs"], case["runs"], query, cosines, case["weights"], case["best"], case["first"])
+    differing = np.bitwise_count(query[:, None, :] ^ case["signs"][None, 8:20, :]).sum(axis=2)
+    assert np.array_equal(case["best"][:, 0], cosines[differing.min(axis=1)])
+
+
+def test_orders_put_what_is_no_number_last_and_break_ties_by_key() -> None:
+    scores = np.array([1.0, math.nan, 3.0, 1.0, 3.0, -math.inf])
+    keys = np.array([9, 1, 5, 2, 4, 0], np.uint64)
+    assert order.best(scores, keys, 6).tolist() == [4, 2, 3, 0, 5, 1]
+    rng = np.random.default_rng(4)
+    scores, keys = rng.integers(0, 30, 500).astype(float), rng.integers(0, 2**63, 500).astype(np.uint64)
+    for wanted in (0, 1, 50, 500, 900):
+        assert order.best(scores, keys, wanted).tolist() == np.lexsort((keys, -scores))[:wanted].tolist()
+
+
+def test_scaling_touches_wanted_rows_only() -> None:
+    values = np.array([[1.0, 3.0, 2.0], [5.0, 5.0, 5.0], [math.nan, 4.0, 2.0], [math.nan] * 3, [7.0, 8.0, 9.0]])
+    order.scale_rows(values, np.array([True, True, True, True, False]))
+    assert values.tolist() == [[0, 1, 0.5], [0, 0, 0], [0, 1, 0], [0, 0, 0], [7, 8, 9]]
+
+
+def test_bm25_refuses_postings_beyond_its_arrays() -> None:
+    arrays = np.ones(3), np.zeros(3), np.zeros(3), np.zeros(3, np.uint8)
+    words.bm25_add(np.array([2], np.int32), np.array([300], np.uint16), 2.0, 1.5, *arrays)
+    assert arrays[1].tolist() == pytest.approx([0, 0, 2.0 * 2.5 * 300 / 301])
+    assert arrays[2].tolist() == [0, 0, 2]
+    assert arrays[3].tolist() == [0, 0, words.MAX_FREQUENCY]
+    with pytest.raises(ValueError, match="beyond"):
+        words.bm25_add(np.array([3], np.int32), np.array([1], np.uint16), 2.0, 1.5, *arrays)
+
+
+def test_what_c_would_not_notice_is_refused() -> None:
+    with pytest.raises(TypeError, match="int16"):
+        vectors.scan(np.zeros((2, 32), np.int32), np.zeros(32, np.float32))
+    with pytest.raises(ValueError, match="32 components"):
+        vectors.scan(np.zeros((2, 32), np.int16), np.zeros(31, np.float32))
+    with pytest.raises(ValueError, match="contiguous"):
+        vectors.scan(np.zeros((32, 2), np.int16).T, np.zeros(32, np.float32))
+    case = late_case(96, 4)
+    with pytest.raises(ValueError, match="runs reach beyond"):
+        late.exact(**case | {"runs": (np.array([50]), np.array([11]), np.array([0]))})
+    with pytest.raises(ValueError, match="do not fit"):
+        late.exact(**case | {"steps": case["steps"][:, :64].copy()})
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
+def test_every_processor_finds_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copy for this processor against one without any of its extensions, hardly optimised."""
+    built = tmp_path / "plain.so"
+    files = [str(path) for path in sorted(SOURCES.glob("*.c"))]
+    flags = ["-O1", "-std=gnu11", "-ffp-contract=off", "-Wno-psabi", "-DONE_COPY", "-shared", "-fPIC"]
+    subprocess.run(["gcc", *flags, *files, "-o", str(built), "-lm"], check=True)
+    rng = np.random.default_rng(11)
+    rows = rng.integers(-32_767, 32_768, (300, 389)).astype(np.int16)
+    query = rng.standard_normal(389).astype(np.float32)
+    score, weight = rng.random((40, 30)).astype(np.float32), rng.random(40)
+
+    def results() -> list[np.ndarray]:
+        case = late_case(384, 9)
+        late.exact(**case)
+        return [vectors.scan(rows, query), case["best"], case["first"], late.weighted(score, weight)]
+
+    usual = results()
+    plain = library.opened(built)
+    for module in (late, vectors):
+        monkeypatch.setattr(module, "kernels", plain)
+    for fast, slow in zip(usual, results(), strict=True):
+        assert fast.tobytes() == slow.tobytes()
