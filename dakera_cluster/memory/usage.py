@@ -11,6 +11,8 @@ import contextlib
 import logging
 from collections.abc import Iterable
 
+import msgspec
+
 from dakera_cluster.memory.core import Core
 from dakera_cluster.model.errors import DakeraError
 from dakera_cluster.model.rows import Kind, Row, note_usage
@@ -20,6 +22,17 @@ log = logging.getLogger(__name__)
 FLUSH_INTERVAL_S = 2.0
 MAX_PENDING = 50_000
 """Memories whose counts wait to be written; further ones are not counted until the next flush."""
+ROWS_PER_WRITE = 64
+"""Counts written together: a write of thousands would hold the event loop, and with it every recall, for its whole time."""
+CLOCK_SKEW_MS = 5_000
+"""A memory deleted later than this before its access counts as deleted after it: another node's clock stamped the delete."""
+
+
+class _Noted(msgspec.Struct):
+    """Accesses of one memory that wait to be written, and when the first was (ms since the epoch)."""
+
+    count: int
+    since_ms: int
 
 
 class UsageNotes:
@@ -28,7 +41,7 @@ class UsageNotes:
     def __init__(self, core: Core, node: int) -> None:
         self._core = core
         self._node = node
-        self._pending: dict[tuple[str, str], int] = {}
+        self._pending: dict[tuple[str, str], _Noted] = {}
         self._flusher: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -45,37 +58,51 @@ class UsageNotes:
 
     def note(self, namespace: str, ids: Iterable[str]) -> None:
         """Count one access of each memory."""
+        now_ms = self._core.now_ms()
         for row_id in ids:
-            key = (namespace, row_id)
-            if key in self._pending or len(self._pending) < MAX_PENDING:
-                self._pending[key] = self._pending.get(key, 0) + 1
+            self._add((namespace, row_id), _Noted(1, now_ms))
 
     async def flush(self) -> None:
         """Write what is pending; on failure the counts stay pending."""
         taken, self._pending = self._pending, {}
-        by_namespace: dict[str, dict[str, int]] = {}
-        for (namespace, row_id), count in taken.items():
-            by_namespace.setdefault(namespace, {})[row_id] = count
-        for namespace, counts in by_namespace.items():
-            try:
-                await self._write(namespace, counts)
-            except DakeraError:
-                for row_id, count in counts.items():
-                    self._pending[(namespace, row_id)] = self._pending.get((namespace, row_id), 0) + count
-                raise
+        by_namespace: dict[str, list[str]] = {}
+        for namespace, row_id in taken:
+            by_namespace.setdefault(namespace, []).append(row_id)
+        try:
+            for namespace, ids in by_namespace.items():
+                for start in range(0, len(ids), ROWS_PER_WRITE):
+                    some = ids[start : start + ROWS_PER_WRITE]
+                    await self._write(namespace, {row_id: taken[namespace, row_id] for row_id in some})
+                    for row_id in some:
+                        del taken[namespace, row_id]
+        finally:
+            for key, noted in taken.items():
+                self._add(key, noted)
 
-    async def _write(self, namespace: str, counts: dict[str, int]) -> None:
-        # A memory that was deleted meanwhile must not get a usage row of its own.
-        alive = await self._core.documents(namespace, list(counts))
-        before = await self._core.usages(namespace, list(alive))
+    def _add(self, key: tuple[str, str], noted: _Noted) -> None:
+        known = self._pending.get(key)
+        if known is not None:
+            known.count += noted.count
+            known.since_ms = min(known.since_ms, noted.since_ms)
+        elif len(self._pending) < MAX_PENDING:
+            self._pending[key] = noted
+
+    async def _write(self, namespace: str, noted: dict[str, _Noted]) -> None:
+        before = await self._core.usages(namespace, list(noted))
         totals: dict[str, int] = {}
-        for row_id in alive:
-            own = before[row_id].entries.get(self._node) if row_id in before else None
-            totals[row_id] = counts[row_id] + (own.count if own is not None else 0)
+        for row_id, access in noted.items():
+            usage = before.get(row_id)
+            # A memory that was deleted meanwhile must not get a usage row of its own: its delete stands in the usage row too,
+            # which is a hundredth of the memory to read.
+            if usage is not None and usage.deleted.wall_ms > access.since_ms - CLOCK_SKEW_MS:
+                continue
+            own = usage.entries.get(self._node) if usage is not None else None
+            totals[row_id] = access.count + (own.count if own is not None else 0)
         node = self._node
-        await self._core.replicator.write(
-            lambda stamp: [Row(namespace, Kind.USAGE, i, note_usage(node, n, stamp)) for i, n in totals.items()]
-        )
+        if totals:
+            await self._core.replicator.write(
+                lambda stamp: [Row(namespace, Kind.USAGE, i, note_usage(node, n, stamp)) for i, n in totals.items()]
+            )
 
     async def _keep_flushing(self) -> None:
         while True:
