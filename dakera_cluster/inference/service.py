@@ -4,6 +4,8 @@ How it runs. `embed` puts a request's texts on one of two queues and waits. The 
 (texts of all waiting requests, in turn), cuts it into forward passes, and before every pass serves the queries that have come
 meanwhile, all in one batch. So a query waits for one pass at most, however many texts are being stored, and passages get
 every second pass at least, however many queries come. Requests that arrive during a pass are joined in the next.
+A pass over one query costs nearly what a pass over four does, because the model's weights come from memory either way. So when
+most askers (`asking`) are busy with what they got before, the first query that comes waits for others, `gather_ms` at most.
 The thread takes its own work and needs no turn of the event loop between passes: a busy loop does not idle the model.
 A query that has to wait also asks what other nodes have computed (`shared`); the first answer counts.
 
@@ -16,10 +18,11 @@ Created by the node's wiring; used by memory (store, recall) and the text routes
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -54,6 +57,8 @@ class EmbedderSettings(msgspec.Struct, frozen=True):
     slice_tokens: int = 2048
     """Passages taken at a time: enough to sort by length, few enough that a small store joins soon."""
     query_batch_tokens: int = 256
+    gather_ms: float = 3.0
+    """Longest wait of a query for others while most askers still work on their last answer; 0: never wait."""
     max_queued_queries: int = 1024
     max_queued_passages: int = 16_384
     max_queued_chars: int = 32 << 20
@@ -106,6 +111,7 @@ class Embedder:
         self._shared: SharedEmbeddings | None = None
         self._looking: set[asyncio.Task[None]] = set()
         self._encoding = False
+        self._asking = 0
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
         self._closing = False
@@ -159,6 +165,18 @@ class Embedder:
         if not tokens:
             return Encoded(vectors)
         return Encoded(vectors, [entry.tokens for key in keys if (entry := found[key]).tokens is not None])
+
+    @contextlib.contextmanager
+    def asking(self) -> Iterator[None]:
+        """To be held by whoever embeds a query and works on with it, from before the one until after the other."""
+        with self._lock:
+            self._asking += 1
+        try:
+            yield
+        finally:
+            with self._work:
+                self._asking -= 1
+                self._work.notify()
 
     def share(self, shared: SharedEmbeddings) -> None:
         """Use what other nodes have computed, from now on."""
@@ -280,6 +298,7 @@ class Embedder:
                 self._encoding = False
                 while not (queries.texts or stored.texts or self._closing):
                     self._work.wait()
+                self._gather(queries, stored)
                 if self._closing:
                     return
                 self._encoding = True
@@ -288,6 +307,15 @@ class Embedder:
                 work = stored.take(self._settings.slice_tokens)
             if work:
                 self._encode(work, TextKind.PASSAGE)
+
+    def _gather(self, queries: JobQueue, stored: JobQueue) -> None:
+        """Wait until half of the askers wait for the model, or nothing is won by it any more. Holds the lock."""
+        until = time.monotonic() + self._settings.gather_ms / 1000
+        while 2 * queries.texts < self._asking and not (stored.texts or self._closing):
+            left = until - time.monotonic()
+            if left <= 0:
+                return
+            self._work.wait(left)
 
     def _serve_queries(self) -> None:
         with self._lock:
@@ -368,6 +396,9 @@ class UnavailableEmbedder:
     ) -> Encoded:
         """Raises ModelUnavailableError; its message is the command that installs the model."""
         raise ModelUnavailableError(self.reason)
+
+    def asking(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def pieces(self, ids: Sequence[int] | NDArray[np.int32]) -> list[str]:
         """Raises ModelUnavailableError."""

@@ -71,6 +71,10 @@ class Recaller:
         return await self._find(agent_id, query, check_top_k(query.top_k, DEFAULT_SEARCH_TOP_K), rerank=False)
 
     async def _find(self, agent_id: str, query: RecallQuery, k: int, *, rerank: bool) -> Recalled:
+        with self._core.embedder.asking():
+            return await self._found(agent_id, query, k, rerank=rerank)
+
+    async def _found(self, agent_id: str, query: RecallQuery, k: int, *, rerank: bool) -> Recalled:
         namespace = agent_space(agent_id)
         where = self._check(query)
         crossed = query.rerank in CROSS_ENCODER_SPELLINGS

@@ -16,6 +16,7 @@ void late_estimated(const uint8_t *signs, long width, const int64_t *begins, con
 
 void bm25_add(const int32_t *slots, const uint16_t *counts, long count, double weight, double k1, const double *norms,
               double *bm25, double *coverage, uint8_t *frequencies);
+void tally(const uint16_t *ids, long count, int32_t step, int32_t *counts);
 void neighbours(const int32_t *previous, const int32_t *next, long linked, const uint16_t *words, const int32_t *speakers,
                 long known, const int64_t *slots, long count, long reach, int32_t *found, int64_t *words_to);
 void window_bm25(const int64_t *slots, long count, const int32_t *around, const uint8_t *inside, long width,

@@ -17,6 +17,10 @@ void bm25_add(const int32_t *slots, const uint16_t *counts, long count, double w
     }
 }
 
+void tally(const uint16_t *ids, long count, int32_t step, int32_t *counts) {
+    for (long place = 0; place < count; place++) counts[ids[place]] += step;
+}
+
 /* found, words_to: [count, 2 * reach], the ones before (nearest first), then the ones after. */
 void neighbours(const int32_t *previous, const int32_t *next, long linked, const uint16_t *words, const int32_t *speakers,
                 long known, const int64_t *slots, long count, long reach, int32_t *found, int64_t *words_to) {

@@ -40,6 +40,13 @@ def bm25_add(
     )
 
 
+def tally(ids: NDArray[np.uint16], step: int, counts: NDArray[np.int32]) -> None:
+    """Add ``step`` to ``counts`` (int32[65536]) at each of ``ids``, repeats included."""
+    if len(counts) != 1 << 16:
+        raise ValueError(f"expected a count for each of 65536 ids, got {len(counts)}")
+    kernels.tally(given(ids, np.uint16), len(ids), step, given(counts, np.int32))
+
+
 def neighbours(
     previous: NDArray[np.int32],
     following: NDArray[np.int32],

@@ -26,7 +26,7 @@ from dakera_cluster.retrieval.order import SessionOrder
 from dakera_cluster.retrieval.speakers import SpeakerNames
 from dakera_cluster.retrieval.temporal import head_time
 from dakera_cluster.retrieval.tokens import TokenStore
-from dakera_cluster.retrieval.traits import Role, spoken, traits_of
+from dakera_cluster.retrieval.traits import Role, Spoken, spoken, traits_of
 from dakera_cluster.retrieval.writing import unpack_passages, unpack_tokens
 
 NO_SPEAKER = -1
@@ -79,12 +79,14 @@ class Evidence:
         """Take in the fields of a live document. Fields that cannot be read (of a release to come) count as absent."""
         content = fields.get(Field.TEXT) or ""
         metadata = fields.get(Field.METADATA)
-        traits = traits_of(content, metadata)
+        said = spoken(content, metadata)
+        traits = traits_of(said)
         self._unsay(slot)
-        when, dated = _when(content, metadata, fields)
-        for name, (_, fill) in _COLUMNS.items():
-            self._columns[name] = grown(self._columns[name], slot + 1, fill)
+        when, dated = _when(said, fields)
         columns = self._columns
+        if slot >= len(columns["key"]):
+            for name, (_, fill) in _COLUMNS.items():
+                columns[name] = grown(columns[name], slot + 1, fill)
         columns["when"][slot], columns["dated"][slot] = when, dated
         columns["key"][slot] = xxhash.xxh3_64_intdigest(row_id)
         columns["words"][slot] = min(traits.words, MAX_WORDS)
@@ -265,12 +267,11 @@ class Evidence:
             self._passage_owner[span.start : span.stop] = NO_OWNER
 
 
-def _when(content: str, metadata: Any, fields: Mapping[str, Any]) -> tuple[float, bool]:
+def _when(said: Spoken, fields: Mapping[str, Any]) -> tuple[float, bool]:
     event = fields.get(Field.EVENT_TIME)
     if event is not None:
         return float(event), True
-    head = spoken(content, metadata).head_date
-    seconds = head_time(head) if head is not None else None
+    seconds = head_time(said.head_date) if said.head_date is not None else None
     if seconds is not None:
         return seconds, True
     return float(fields.get(Field.CREATED) or 0), False

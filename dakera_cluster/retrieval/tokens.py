@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dakera_cluster.index.arrays import grown
+from dakera_cluster.native import words as native
 from dakera_cluster.native.late import Runs
 
 MAX_HOLE_SHARE = 0.5
@@ -177,7 +178,7 @@ class TokenStore:
 
     def _count(self, ids: NDArray[np.uint16], sign: int) -> None:
         if self._frequencies is not None:
-            np.add.at(self._frequencies, ids, sign)
+            native.tally(ids, sign, self._frequencies)
         elif self._live >= COUNTED_FROM_TOKENS:
             self._frequencies = np.bincount(self._live_ids(), minlength=ID_SPACE).astype(np.int32)
 

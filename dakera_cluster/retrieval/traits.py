@@ -105,9 +105,8 @@ def canonical_text(content: str, metadata: Mapping[str, Any] | None) -> str:
     return f"{parts.speaker}: {parts.body}"
 
 
-def traits_of(content: str, metadata: Mapping[str, Any] | None) -> Traits:
+def traits_of(parts: Spoken) -> Traits:
     """The traits of a memory."""
-    parts = spoken(content, metadata)
     body = parts.body.lower()
     words = _WORD.findall(body)
     # Every test below is one of sets: a memory is written once, but a node that starts reads all of them.

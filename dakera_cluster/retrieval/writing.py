@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dakera_cluster.index.analysis import QUERY_STOP_WORDS, STOP_WORDS
+from dakera_cluster.index.arrays import grown
 from dakera_cluster.inference.encoding import Encoded, TokenVectors
 from dakera_cluster.model.memories import Field
 from dakera_cluster.retrieval.query import QueryFeatures
@@ -52,20 +53,28 @@ class PieceRules:
 
     def __init__(self, pieces: Callable[[Sequence[int]], list[str]]) -> None:
         self._pieces = pieces
-        self._known: dict[int, tuple[bool, bool]] = {}
+        self._verdicts: NDArray[np.uint8] = np.zeros(0, np.uint8)
 
     def kept(self, ids: NDArray[np.int32], *, is_query: bool) -> NDArray[np.bool_]:
         """Mask over ``ids``; never empty unless ``ids`` is: a text of stop words alone keeps all its pieces."""
-        unknown = [piece_id for piece_id in set(ids.tolist()) if piece_id not in self._known]
-        for piece_id, piece in zip(unknown, self._pieces(unknown) if unknown else (), strict=True):
-            self._known[piece_id] = _verdicts(piece)
-        mask = np.fromiter((self._known[i][is_query] for i in ids.tolist()), dtype=bool, count=len(ids))
+        if len(ids) and int(ids.max()) >= len(self._verdicts):
+            self._verdicts = grown(self._verdicts, int(ids.max()) + 1, _UNKNOWN)
+        verdicts = self._verdicts[ids]
+        if (verdicts == _UNKNOWN).any():
+            unknown = np.unique(ids[verdicts == _UNKNOWN])
+            self._verdicts[unknown] = [_verdict(piece) for piece in self._pieces(unknown.tolist())]
+            verdicts = self._verdicts[ids]
+        mask = (verdicts & (_KEPT_IN_QUERIES if is_query else _KEPT)) != 0
         return mask if mask.any() else np.ones(len(ids), dtype=bool)
 
 
-def _verdicts(piece: str) -> tuple[bool, bool]:
-    is_word = any(map(str.isalnum, piece.removeprefix("##")))
-    return is_word and piece not in STOP_WORDS, is_word and piece not in QUERY_STOP_WORDS
+_UNKNOWN, _KEPT, _KEPT_IN_QUERIES = 0x80, 1, 2
+
+
+def _verdict(piece: str) -> int:
+    if not any(map(str.isalnum, piece.removeprefix("##"))):
+        return 0
+    return (piece not in STOP_WORDS) * _KEPT | (piece not in QUERY_STOP_WORDS) * _KEPT_IN_QUERIES
 
 
 def passages(content: str, metadata: Mapping[str, Any] | None, ranges: Ranges) -> list[str]:
@@ -77,8 +86,10 @@ def passages(content: str, metadata: Mapping[str, Any] | None, ranges: Ranges) -
 
 def row_fields(encoded: Encoded, rules: PieceRules) -> dict[str, bytes | None]:
     """Row fields of the memory whose passages were ``encoded`` (with tokens): vector, tokens, passages (None for one)."""
-    vector = np.asarray(encoded.vectors, dtype=np.float32).mean(axis=0)
-    vector /= max(float(np.linalg.norm(vector)), np.finfo(np.float32).tiny)
+    vector = np.asarray(encoded.vectors[0], dtype=np.float32)
+    if len(encoded.vectors) > 1:
+        vector = np.asarray(encoded.vectors, dtype=np.float32).mean(axis=0)
+        vector /= max(float(np.linalg.norm(vector)), np.finfo(np.float32).tiny)
     return {
         Field.VECTOR: vector.astype("<f4").tobytes(),
         Field.TOKENS: pack_tokens(encoded.tokens, rules) if encoded.tokens is not None else None,
@@ -89,9 +100,12 @@ def row_fields(encoded: Encoded, rules: PieceRules) -> dict[str, bytes | None]:
 def pack_tokens(tokens: Sequence[TokenVectors], rules: PieceRules) -> bytes:
     """The telling tokens of each passage. Ids that do not fit 16 bits are kept modulo 65,536: they only weigh a match."""
     kept = [rules.kept(part.ids, is_query=False) for part in tokens]
-    ids = np.concatenate([part.ids[mask] for part, mask in zip(tokens, kept, strict=True)])
-    signs = np.concatenate([part.signs[mask] for part, mask in zip(tokens, kept, strict=True)])
-    counts = [int(mask.sum()) for mask in kept]
+    if len(tokens) == 1:
+        ids, signs = tokens[0].ids[kept[0]], tokens[0].signs[kept[0]]
+    else:
+        ids = np.concatenate([part.ids[mask] for part, mask in zip(tokens, kept, strict=True)])
+        signs = np.concatenate([part.signs[mask] for part, mask in zip(tokens, kept, strict=True)])
+    counts = [int(np.count_nonzero(mask)) for mask in kept]
     return msgspec.msgpack.encode(PackedTokens(counts, (ids & 0xFFFF).astype("<u2").tobytes(), signs.tobytes()))
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -135,6 +136,49 @@ async def test_requests_that_arrive_during_a_pass_share_the_next(model: store.In
     await asyncio.gather(first, *rest)
     assert encoder.passes == [(PASSAGE, 1), (PASSAGE, 20)]
     await embedder.close()
+
+
+async def test_a_query_waits_for_others_while_most_askers_work_on_their_last_answer(
+    model: store.InstalledModel,
+) -> None:
+    encoder = GatedEncoder(model)
+    encoder.let_all()
+    embedder = Embedder(encoder, EmbedderSettings(gather_ms=60_000))
+
+    async def ask(text: str) -> None:
+        with embedder.asking():
+            await embedder.embed([text], QUERY)
+
+    with contextlib.ExitStack() as busy:
+        leaving = contextlib.ExitStack()
+        leaving.enter_context(embedder.asking())
+        for _ in range(2):
+            busy.enter_context(embedder.asking())
+        first = asyncio.create_task(ask("cat"))
+        await until(lambda: embedder.stats().queued_queries == 1)
+        second = asyncio.create_task(ask("dog"))
+        await until(lambda: embedder.stats().queued_queries == 2)
+        await asyncio.sleep(0.05)
+        assert encoder.passes == []
+        leaving.close()
+        await asyncio.gather(first, second)
+        assert encoder.passes == [(QUERY, 2)]
+    await ask("bird")
+    assert encoder.passes == [(QUERY, 2), (QUERY, 1)]
+    await embedder.close()
+
+
+async def test_a_query_waits_no_longer_than_it_is_told_nor_beside_a_store(model: store.InstalledModel) -> None:
+    encoder = GatedEncoder(model)
+    encoder.let_all()
+    for gather_ms, beside in ((20, None), (60_000, "the cat")):
+        embedder = Embedder(encoder, EmbedderSettings(gather_ms=gather_ms))
+        with embedder.asking(), embedder.asking(), embedder.asking():
+            waits = [asyncio.create_task(embedder.embed(["cat"], QUERY))]
+            if beside is not None:
+                waits.append(asyncio.create_task(embedder.embed([beside], PASSAGE)))
+            await asyncio.wait_for(asyncio.gather(*waits), 20)
+        await embedder.close()
 
 
 async def test_queries_go_before_waiting_passages_and_between_the_passes_of_a_slice(

@@ -127,6 +127,15 @@ def test_bm25_refuses_postings_beyond_its_arrays() -> None:
         words.bm25_add(np.array([3], np.int32), np.array([1], np.uint16), 2.0, 1.5, *arrays)
 
 
+def test_a_tally_counts_repeats() -> None:
+    counts = np.zeros(1 << 16, np.int32)
+    words.tally(np.array([7, 7, 65_535], np.uint16), 1, counts)
+    words.tally(np.array([7], np.uint16), -1, counts)
+    assert (counts[7], counts[65_535], counts.sum()) == (1, 1, 2)
+    with pytest.raises(ValueError, match="65536"):
+        words.tally(np.array([7], np.uint16), 1, counts[:100].copy())
+
+
 def test_what_c_would_not_notice_is_refused() -> None:
     with pytest.raises(TypeError, match="int16"):
         vectors.scan(np.zeros((2, 32), np.int32), np.zeros(32, np.float32))

@@ -38,20 +38,20 @@ def test_every_way_to_say_who_speaks_gives_the_same_text_to_embed(
 
 
 def test_traits_describe_the_body_only() -> None:
-    traits = traits_of("[8 May 2023] Ann: My cat had three kittens yesterday.", None)
+    traits = traits_of(spoken("[8 May 2023] Ann: My cat had three kittens yesterday.", None))
     assert traits.speaker == "ann"
     assert traits.role is Role.PERSON
     assert traits.words == 6
     assert traits.has_number
     assert traits.has_time
     assert 0 < traits.about_self < 1
-    assert not traits_of("[8 May 2023] Ann: A cat sleeps.", None).has_time
+    assert not traits_of(spoken("[8 May 2023] Ann: A cat sleeps.", None)).has_time
 
 
 def test_roles_are_told_from_people() -> None:
-    assert traits_of("Sure!", {"role": "assistant"}).role is Role.ASSISTANT
-    assert traits_of("Hi", {"speaker": "User"}).role is Role.USER
-    assert traits_of("Hi", {"speaker": "Userta"}).role is Role.PERSON
+    assert traits_of(spoken("Sure!", {"role": "assistant"})).role is Role.ASSISTANT
+    assert traits_of(spoken("Hi", {"speaker": "User"})).role is Role.USER
+    assert traits_of(spoken("Hi", {"speaker": "Userta"})).role is Role.PERSON
 
 
 def test_length_counts_up_to_a_paragraph() -> None:
