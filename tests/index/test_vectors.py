@@ -181,7 +181,7 @@ class TestIvfMachine(IvfMachine.TestCase):  # type: ignore[misc, name-defined]
 @pytest.fixture(scope="module")
 def large() -> tuple[VectorIndex, np.ndarray, np.ndarray]:
     rows, queries = clustered(20_000, 48, seed=11)
-    index = VectorIndex(48)
+    index = VectorIndex(48, flat_threshold=10_000)
     index.add(np.arange(len(rows)), rows)
     settle(index)
     return index, rows, queries
