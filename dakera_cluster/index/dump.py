@@ -8,6 +8,7 @@ owner rebuilds it from rows). Called by the views of this package only.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Mapping
 from typing import Any
@@ -19,8 +20,8 @@ from dakera_cluster.model.errors import CorruptionError
 
 MAGIC = b"DKIX"
 ALIGNMENT_BYTES = 64
-PLAIN_KINDS = "biuf"
-"""Booleans, integers and floats: nothing that numpy would interpret further."""
+_PLAIN_TYPE = re.compile(r"[<>|][biuf]\d{1,2}")
+"""Booleans, integers and floats: nothing that numpy would interpret further, or evaluate as Python."""
 _PREFIX = struct.Struct("<4sIQ")
 
 
@@ -81,8 +82,7 @@ def unpack(kind: str, version: int, data: bytes | memoryview) -> tuple[dict[str,
         if (header.kind, header.version) != (kind, version):
             raise CorruptionError(f"expected {kind} v{version}, the dump holds {header.kind} v{header.version}")
         arrays = {entry.name: _array(entry, view[body_start:]) for entry in header.arrays}
-    except (msgspec.DecodeError, ValueError, TypeError, SyntaxError) as error:
-        # numpy evaluates some texts of a dtype as Python: a flipped byte may be no syntax at all.
+    except (msgspec.DecodeError, ValueError, TypeError) as error:
         raise CorruptionError(f"{kind} dump cannot be decoded: {error}") from error
     return header.meta, arrays
 
@@ -92,8 +92,10 @@ def _body_start(header_bytes: int) -> int:
 
 
 def _array(entry: _Array, body: memoryview) -> np.ndarray:
+    if _PLAIN_TYPE.fullmatch(entry.dtype) is None:
+        raise ValueError(f"array {entry.name} has no plain type")
     dtype = np.dtype(entry.dtype)
-    if dtype.kind not in PLAIN_KINDS or entry.offset < 0 or any(side < 0 for side in entry.shape):
+    if entry.offset < 0 or any(side < 0 for side in entry.shape):
         raise ValueError(f"array {entry.name} has an impossible layout")
     count = int(np.prod(entry.shape, dtype=np.int64))
     if entry.offset + count * dtype.itemsize > len(body):

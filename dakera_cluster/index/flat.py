@@ -4,8 +4,9 @@ Every vector index owns one ``VectorRows``: it answers small namespaces alone, n
 what an approximate index proposes, so the score of a (query, row) pair never depends on the path that found it.
 
 Encoding. Cosine rows are stored as unit vectors in 16-bit fixed point (a scale a row; the error of a cosine is about
-1e-6) together with their original norm: 2 bytes a component, half of float32, and numpy widens int16 several times
-faster than float16. Rows of other metrics keep float32, because their magnitudes are the user's.
+1e-6) together with their original norm: 2 bytes a component, half of float32, in a plane of high and one of low bytes, so
+that a scan reads half of that again (native/vectors.py). Rows of other metrics keep float32, because their magnitudes are
+the user's.
 
 Invariant: a slot is present in exactly one place, its own; scores are computed row by row in one fixed order of
 summation, so that equal vectors score bit-identically whatever their neighbours (BLAS does not promise that; it only
@@ -58,7 +59,7 @@ class Metric(Enum):
 class VectorRows:
     """Rows of ``dimension`` components addressed by slot; not thread-safe."""
 
-    __slots__ = ("_addresses", "_chunks", "_norms", "_scales", "count", "dimension", "fixed_point", "present")
+    __slots__ = ("_chunks", "_norms", "_planes", "_scales", "count", "dimension", "fixed_point", "present")
 
     def __init__(self, dimension: int, *, fixed_point: bool) -> None:
         self.dimension = dimension
@@ -68,7 +69,7 @@ class VectorRows:
         self._norms = np.zeros(0, dtype=np.float32)
         self._scales = np.zeros(0, dtype=np.float32)
         self._chunks: list[np.ndarray | None] = []
-        self._addresses = np.zeros(0, dtype=np.uint64)
+        self._planes = native.Planes(np.zeros(0, np.uint64), np.zeros(0, np.uint64), CHUNK_ROWS)
 
     @property
     def nbytes(self) -> int:
@@ -96,8 +97,7 @@ class VectorRows:
         self._norms[slots] = norms
         self.count += int(np.count_nonzero(~self.present[slots]))
         self.present[slots] = True
-        for chunk, positions, where in self._spread(slots, allocate=True):
-            chunk[positions] = encoded[where]
+        self._write(slots, encoded)
 
     def drop(self, slots: np.ndarray) -> None:
         """Forget ``slots`` (all present). A chunk left empty is released."""
@@ -129,7 +129,7 @@ class VectorRows:
         return result
 
     def _fixed_scores(self, query: np.ndarray, slots: np.ndarray, metric: Metric) -> np.ndarray:
-        dots = native.gather(self._addresses, CHUNK_ROWS, slots, query) * self._scales[slots]
+        dots = native.gather(self._planes, slots, query) * self._scales[slots]
         return np.asarray(np.clip(dots, -1.0, 1.0) if metric is Metric.COSINE else dots * self._norms[slots])
 
     def _block_scores(self, query: np.ndarray, slots: np.ndarray, metric: Metric) -> np.ndarray:
@@ -150,7 +150,7 @@ class VectorRows:
         """The ``k`` best present and allowed slots by final score, then slot: ``(slots int64[m], scores float32[m])``."""
         if self.fixed_point and metric is Metric.COSINE:
             # The scan's own products are the final ones.
-            return native.nearest(self._addresses, CHUNK_ROWS, self.present, allowed, self._scales, query, k)
+            return native.nearest(self._planes, self.present, allowed, self._scales, query, k)
         slots = self.preselect(query, k, metric, allowed)
         return best(self.scores(query, slots, metric), slots, k)
 
@@ -160,14 +160,14 @@ class VectorRows:
         slots = np.flatnonzero(chosen)
         if len(slots) <= k:
             return slots
-        closeness, magnitude = self._all_closeness(query, metric, slots)
+        # A gather copies rows, a scan reads them in place: gather only when it skips most of them.
+        closeness, magnitude = (
+            self._closeness(query, metric, slots)
+            if self.fixed_point or 4 * len(slots) < self.count
+            else self._scanned(query, metric, slots)
+        )
         floor = np.partition(closeness, len(closeness) - k)[len(closeness) - k]
         return np.asarray(slots[closeness >= floor - PRESELECT_ERROR * magnitude])
-
-    def _all_closeness(self, query: np.ndarray, metric: Metric, slots: np.ndarray) -> tuple[np.ndarray, float]:
-        # A gather jumps from row to row, a scan reads on: gather only when it skips most of them.
-        way = self._closeness if 4 * len(slots) < self.count else self._scanned
-        return way(query, metric, slots)
 
     def _chosen(self, allowed: np.ndarray) -> np.ndarray:
         if len(allowed) >= len(self.present):
@@ -182,12 +182,12 @@ class VectorRows:
             if chunk is not None:
                 base = number * CHUNK_ROWS
                 rows = chunk[: len(dots) - base]
-                dots[base : base + len(rows)] = native.scan(rows, query) if self.fixed_point else np.dot(rows, query)
+                np.dot(rows, query, out=dots[base : base + len(rows)])
         return self._from_dots(dots[slots], query, metric, slots)
 
     def _closeness(self, query: np.ndarray, metric: Metric, slots: np.ndarray) -> tuple[np.ndarray, float]:
         if self.fixed_point:
-            return self._from_dots(native.gather(self._addresses, CHUNK_ROWS, slots, query), query, metric, slots)
+            return self._from_dots(native.gather(self._planes, slots, query), query, metric, slots)
         dots = np.empty(len(slots), dtype=np.float32)
         for start in range(0, len(slots), BLOCK_ROWS):
             part = slots[start : start + BLOCK_ROWS]
@@ -214,10 +214,24 @@ class VectorRows:
         return 2 * dots - norms * norms, (length + longest) ** 2
 
     def _decoded(self, slots: np.ndarray) -> np.ndarray:
-        rows = np.empty((len(slots), self.dimension), dtype=np.float32)
+        return self._read(slots).astype(np.float32, copy=False)
+
+    def _read(self, slots: np.ndarray) -> np.ndarray:
+        """The rows as they are encoded: int16 or float32[n, d]."""
+        rows = np.empty((len(slots), self.dimension), dtype=np.int16 if self.fixed_point else np.float32)
         for chunk, positions, where in self._spread(slots):
-            rows[where] = chunk[positions]
+            if self.fixed_point:
+                rows[where] = native.joined(chunk[0, positions], chunk[1, positions])
+            else:
+                rows[where] = chunk[positions]
         return rows
+
+    def _write(self, slots: np.ndarray, rows: np.ndarray) -> None:
+        for chunk, positions, where in self._spread(slots, allocate=True):
+            if self.fixed_point:
+                chunk[0, positions], chunk[1, positions] = native.split(rows[where])
+            else:
+                chunk[positions] = rows[where]
 
     def _spread(
         self, slots: np.ndarray, *, allocate: bool = False
@@ -245,32 +259,34 @@ class VectorRows:
             return chunk
         while len(self._chunks) <= number:
             self._chunks.append(None)
-            self._addresses = np.append(self._addresses, np.uint64(0))
         chunk = self._chunks[number]
         needed = int(slots.max()) - number * CHUNK_ROWS + 1
-        if chunk is None or len(chunk) < needed:
+        held = 0 if chunk is None else chunk.shape[-2]
+        if chunk is None or held < needed:
             # Only the first chunk starts small: 10,000 namespaces of 100 rows must not pay for a whole one each.
-            held = 0 if chunk is None else len(chunk)
             rows = CHUNK_ROWS if number else min(CHUNK_ROWS, max(FIRST_SLOTS, needed, held + held // 2))
-            larger = np.zeros((rows, self.dimension), dtype=np.int16 if self.fixed_point else np.float32)
+            shape = (rows, self.dimension)
+            larger = np.zeros((2, *shape), np.uint8) if self.fixed_point else np.zeros(shape, np.float32)
             if chunk is not None:
-                larger[:held] = chunk
+                larger[..., :held, :] = chunk
             self._keep(number, larger)
             return larger
         return chunk
 
     def _keep(self, number: int, chunk: np.ndarray | None) -> None:
-        """The only place where a chunk comes or goes: its address must never outlive it."""
+        """The only place where a chunk comes or goes: its addresses must never outlive it."""
         self._chunks[number] = chunk
-        self._addresses[number] = 0 if chunk is None else chunk.ctypes.data
+        if self.fixed_point:
+            high, low = (np.zeros(len(self._chunks), np.uint64) for _ in range(2))
+            for place, held in enumerate(self._chunks):
+                if held is not None:
+                    high[place], low[place] = held[0].ctypes.data, held[1].ctypes.data
+            self._planes = native.Planes(high, low, CHUNK_ROWS)
 
     def encoded(self) -> dict[str, np.ndarray]:
         """Arrays for a dump: present slots in order, their norms, scales and encoded rows."""
         slots = np.flatnonzero(self.present)
-        rows = np.empty((len(slots), self.dimension), dtype=np.int16 if self.fixed_point else np.float32)
-        for chunk, positions, where in self._spread(slots):
-            rows[where] = chunk[positions]
-        arrays = {"slots": slots.astype(np.int32), "norms": self._norms[slots], "rows": rows}
+        arrays = {"slots": slots.astype(np.int32), "norms": self._norms[slots], "rows": self._read(slots)}
         if self.fixed_point:
             arrays["scales"] = self._scales[slots]
         return arrays
@@ -311,5 +327,4 @@ class VectorRows:
             self._scales = np.zeros(length, dtype=np.float32)
             self._scales[slots] = arrays["scales"]
         self.count = len(slots)
-        for chunk, positions, where in self._spread(slots, allocate=True):
-            chunk[positions] = rows[where]
+        self._write(slots, rows)

@@ -1,11 +1,11 @@
 /* What the kernels offer. This file is the whole contract: the C files include it and library.py gives it to cffi.
    Arrays are contiguous; shapes stand beside the arguments; nothing is allocated and no array is kept. */
 
-void dots_scan(const int16_t *rows, long count, long width, const float *query, float *dots);
-long nearest(const uint64_t *chunks, long chunk_rows, const uint8_t *present, const uint8_t *allowed, long count,
-             long width, const float *scales, const float *query, long wanted, int64_t *slots, float *scores);
-void dots_gather(const uint64_t *chunks, long chunk_rows, const int64_t *slots, long count, long width,
-                 const float *query, float *dots);
+void dots_gather(const uint64_t *high, const uint64_t *low, long chunk_rows, const int64_t *slots, long count,
+                 long width, const float *query, float *dots);
+long nearest(const uint64_t *high, const uint64_t *low, long chunk_rows, const uint8_t *present, const uint8_t *allowed,
+             long count, long width, const float *scales, const float *query, const int16_t *steps, double step,
+             double offset, double slack, long wanted, float *bounds, int64_t *slots, float *scores);
 
 void late_exact(const uint8_t *signs, long width, const int64_t *begins, const int64_t *lengths, const int64_t *owners,
                 long units, const int16_t *steps, long tokens, const double *sums, const double *scales,

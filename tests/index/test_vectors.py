@@ -437,7 +437,7 @@ def test_search_write_and_maintenance_may_run_on_different_threads() -> None:
 
 def test_dump_restores_every_answer_and_the_graph(large: Any) -> None:
     index, _, queries = large
-    loaded = VectorIndex.load(index.dump())
+    loaded = VectorIndex.load(index.dump(), flat_threshold=10_000)
     # Spare capacity is not dumped.
     assert msgspec.structs.replace(loaded.stats(), memory_bytes=index.memory_bytes) == index.stats()
     assert not loaded.maintenance()

@@ -73,7 +73,7 @@ class TestTable:
         assert settings.cluster.rebalance_delay_s == 60
         assert settings.cluster.write_level is WriteLevel.QUORUM
         assert settings.cluster.read_consistency is ReadConsistency.EVENTUAL
-        assert settings.retrieval.flat_threshold == 25_000
+        assert settings.retrieval.flat_threshold == 50_000
 
 
 class TestPrecedence:

@@ -13,9 +13,18 @@ SOURCES = Path(library.__file__).parent
 CHUNK_ROWS = 64
 
 
-def chunked(rows: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-    parts = [np.ascontiguousarray(rows[at : at + CHUNK_ROWS]) for at in range(0, len(rows), CHUNK_ROWS)]
-    return parts, np.array([part.ctypes.data for part in parts], np.uint64)
+def planes_of(rows: np.ndarray) -> tuple[list[np.ndarray], vectors.Planes]:
+    parts = [np.stack(vectors.split(rows[at : at + CHUNK_ROWS])) for at in range(0, len(rows), CHUNK_ROWS)]
+    high = np.array([part[0].ctypes.data for part in parts], np.uint64)
+    low = np.array([part[1].ctypes.data for part in parts], np.uint64)
+    return parts, vectors.Planes(high, low, CHUNK_ROWS)
+
+
+def test_planes_hold_every_value() -> None:
+    values = np.arange(-32_768, 32_768).astype(np.int16)
+    high, low = vectors.split(values)
+    assert np.array_equal(vectors.joined(high, low), values)
+    assert np.array_equal(256 * high.view(np.int8).astype(int) + low, values)
 
 
 @pytest.mark.parametrize("width", [384, 96, 50, 7])
@@ -23,37 +32,55 @@ def test_dot_products_are_those_of_numpy_wherever_a_row_lies(width: int) -> None
     rng = np.random.default_rng(width)
     rows = rng.integers(-32_767, 32_768, (200, width)).astype(np.int16)
     query = rng.standard_normal(width).astype(np.float32)
-    expected = rows.astype(np.float64) @ query.astype(np.float64)
-    scanned = vectors.scan(rows, query)
-    np.testing.assert_allclose(scanned, expected, rtol=1e-5, atol=1e-6 * 32_767 * width)
-    _kept, addresses = chunked(rows)
     slots = rng.permutation(200).astype(np.int64)
-    assert np.array_equal(vectors.gather(addresses, CHUNK_ROWS, slots, query), scanned[slots])
+    kept, planes = planes_of(rows)
+    expected = rows.astype(np.float64) @ query.astype(np.float64)
+    dots = vectors.gather(planes, slots, query)
+    np.testing.assert_allclose(dots, expected[slots], rtol=1e-5, atol=1e-6 * 32_767 * width)
+    alone = [vectors.gather(planes, slots[at : at + 1], query)[0] for at in range(200)]
+    assert dots.tolist() == alone
+    assert len(kept) == 4
 
 
+@pytest.mark.parametrize("width", [384, 1024, 33])
 @pytest.mark.parametrize("wanted", [1, 17, 200, 500])
-def test_the_nearest_are_the_best_chosen_rows_ties_by_slot(wanted: int) -> None:
+def test_the_nearest_are_the_best_chosen_rows_ties_by_slot(wanted: int, width: int) -> None:
     rng = np.random.default_rng(wanted)
-    rows = np.repeat(rng.integers(-1000, 1000, (100, 32)), 3, axis=0).astype(np.int16)
-    query = rng.standard_normal(32).astype(np.float32)
+    # Three of a kind, and neighbours that differ in the low byte alone: the high plane cannot tell them apart.
+    rows = np.repeat(rng.integers(-32_000, 32_000, (100, width)), 3, axis=0).astype(np.int16)
+    rows[::7] += rng.integers(-100, 100, rows[::7].shape).astype(np.int16)
+    query = rng.standard_normal(width).astype(np.float32)
+    query /= np.linalg.norm(query)
     present, allowed = rng.random(300) < 0.9, rng.random(250) < 0.5
-    scales = np.full(300, 1e-5, np.float32)
-    _kept, addresses = chunked(rows)
+    scales = (1 / np.linalg.norm(rows.astype(np.float64), axis=1)).astype(np.float32)
+    _kept, planes = planes_of(rows)
     for mask in (None, allowed):
-        found, scores = vectors.nearest(addresses, CHUNK_ROWS, present, mask, scales, query, wanted)
+        found, scores = vectors.nearest(planes, present, mask, scales, query, wanted)
         chosen = np.flatnonzero(present if mask is None else present[:250] & mask)
-        cosines = vectors.scan(rows, query)[chosen] * scales[chosen]
+        cosines = vectors.gather(planes, chosen, query) * scales[chosen]
         best = np.lexsort((chosen, -cosines))[:wanted]
         assert found.tolist() == chosen[best].tolist()
         assert np.array_equal(scores, cosines[best])
 
 
+@pytest.mark.parametrize("width", [384, 4096])
+def test_the_bounds_of_the_high_plane_hold_for_extreme_rows_and_queries(width: int) -> None:
+    rng = np.random.default_rng(width)
+    extremes = rng.choice(np.array([-32_767, -32_513, -1, 0, 255, 32_767], np.int16), (300, width))
+    scales = (1 / np.maximum(1, np.linalg.norm(extremes.astype(np.float64), axis=1))).astype(np.float32)
+    _kept, planes = planes_of(extremes)
+    every = np.ones(300, bool)
+    for query in (np.ones(width), np.eye(1, width)[0], rng.choice([-1.0, 1.0], width), np.zeros(width)):
+        unit = (query / max(1.0, float(np.linalg.norm(query)))).astype(np.float32)
+        found, _ = vectors.nearest(planes, every, None, scales, unit, 5)
+        cosines = np.clip(vectors.gather(planes, np.arange(300), unit) * scales, -1, 1)
+        assert found.tolist() == np.lexsort((np.arange(300), -cosines))[:5].tolist()
+
+
 def test_nothing_is_nearest_when_nothing_is_wanted() -> None:
-    rows, addresses = chunked(np.zeros((4, 32), np.int16))
-    slots, _ = vectors.nearest(
-        addresses, CHUNK_ROWS, np.ones(len(rows[0]), bool), None, np.ones(4, np.float32), np.ones(32, np.float32), 0
-    )
-    assert len(slots) == 0
+    _kept, planes = planes_of(np.zeros((4, 32), np.int16))
+    one = np.ones(32, np.float32)
+    assert len(vectors.nearest(planes, np.ones(4, bool), None, np.ones(4, np.float32), one, 0)[0]) == 0
 
 
 def late_case(width: int, tokens: int, seed: int = 1) -> dict[str, Any]:
@@ -137,12 +164,11 @@ def test_a_tally_counts_repeats() -> None:
 
 
 def test_what_c_would_not_notice_is_refused() -> None:
-    with pytest.raises(TypeError, match="int16"):
-        vectors.scan(np.zeros((2, 32), np.int32), np.zeros(32, np.float32))
-    with pytest.raises(ValueError, match="32 components"):
-        vectors.scan(np.zeros((2, 32), np.int16), np.zeros(31, np.float32))
+    _kept, planes = planes_of(np.zeros((4, 32), np.int16))
+    with pytest.raises(TypeError, match="float32"):
+        vectors.gather(planes, np.arange(4), np.zeros(32))
     with pytest.raises(ValueError, match="contiguous"):
-        vectors.scan(np.zeros((32, 2), np.int16).T, np.zeros(32, np.float32))
+        vectors.gather(planes, np.arange(8)[::2], np.zeros(32, np.float32))
     case = late_case(96, 4)
     with pytest.raises(ValueError, match="runs reach beyond"):
         late.exact(**case | {"runs": (np.array([50]), np.array([11]), np.array([0]))})
@@ -160,12 +186,18 @@ def test_every_processor_finds_the_same_bits(tmp_path: Path, monkeypatch: pytest
     rng = np.random.default_rng(11)
     rows = rng.integers(-32_767, 32_768, (300, 389)).astype(np.int16)
     query = rng.standard_normal(389).astype(np.float32)
+    _kept, planes = planes_of(rows)
     score, weight = rng.random((40, 30)).astype(np.float32), rng.random(40)
 
     def results() -> list[np.ndarray]:
         case = late_case(384, 9)
         late.exact(**case)
-        return [vectors.scan(rows, query), case["best"], case["first"], late.weighted(score, weight)]
+        return [
+            vectors.gather(planes, np.arange(300), query),
+            case["best"],
+            case["first"],
+            late.weighted(score, weight),
+        ]
 
     usual = results()
     plain = library.opened(built)

@@ -37,7 +37,7 @@ class Retrieval(msgspec.Struct, frozen=True, kw_only=True):
             "namespaces up to this size are searched exactly",
             effect=True,
         ),
-    ] = 25_000
+    ] = 50_000
     index_threads: Annotated[
         int, Var("DAKERA_INDEX_THREADS", Int(1, 256, "threads"), "threads of the indexes", effect=True)
     ] = 1
