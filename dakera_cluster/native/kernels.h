@@ -1,5 +1,5 @@
 /* What the kernels offer. This file is the whole contract: the C files include it and library.py gives it to cffi.
-   Arrays are contiguous; shapes stand beside the arguments; nothing is allocated and no array is kept. */
+   Arrays are contiguous; shapes stand beside the arguments; no array is kept. */
 
 void dots_gather(const uint64_t *high, const uint64_t *low, long chunk_rows, const int64_t *slots, long count,
                  long width, const float *query, float *dots);

@@ -1,44 +1,74 @@
 /* Orders, and the scaling of features. */
 
 #include <math.h>
+#include <stdlib.h>
 
 #include "portable.h"
 
-/* Whether the one at left comes after the one at right: by score descending, then key, then position. */
-INLINED int comes_after(const double *scores, const uint64_t *keys, int64_t left, int64_t right) {
-    double a = isnan(scores[left]) ? -INFINITY : scores[left], b = isnan(scores[right]) ? -INFINITY : scores[right];
-    if (a != b) return a < b;
-    if (keys[left] != keys[right]) return keys[left] > keys[right];
-    return left > right;
+typedef struct {
+    double score;
+    uint64_t key;
+    int64_t place;
+} ranked;
+
+/* By score descending, then key, then place. */
+INLINED int comes_after(ranked left, ranked right) {
+    if (left.score != right.score) return left.score < right.score;
+    if (left.key != right.key) return left.key > right.key;
+    return left.place > right.place;
 }
 
-static void sift(const double *scores, const uint64_t *keys, int64_t *heap, long size, long at) {
-    int64_t moved = heap[at];
+static void sift(ranked *heap, long size, long at) {
+    ranked moved = heap[at];
     for (long child; (child = 2 * at + 1) < size; at = child) {
-        if (child + 1 < size && comes_after(scores, keys, heap[child + 1], heap[child])) child++;
-        if (!comes_after(scores, keys, heap[child], moved)) break;
+        if (child + 1 < size && comes_after(heap[child + 1], heap[child])) child++;
+        if (!comes_after(heap[child], moved)) break;
         heap[at] = heap[child];
     }
     heap[at] = moved;
 }
 
-/* The positions of the best, in order; returns how many. The root of the heap is the last of those kept so far. */
+/* Merge sort, from runs of one upwards; the result may lie in either array. */
+static ranked *sorted(ranked *from, ranked *to, long size) {
+    for (long run = 1; run < size; run *= 2) {
+        for (long start = 0; start < size; start += 2 * run) {
+            long left = start, middle = start + run < size ? start + run : size;
+            long right = middle, end = start + 2 * run < size ? start + 2 * run : size;
+            for (long at = start; at < end; at++) {
+                int takes_right = left == middle || (right < end && comes_after(from[left], from[right]));
+                to[at] = from[takes_right ? right++ : left++];
+            }
+        }
+        ranked *other = from;
+        from = to;
+        to = other;
+    }
+    return from;
+}
+
+/* The places of the best, in order; returns how many, -1 without memory. What is no number comes last. */
 long order_best(const double *scores, const uint64_t *keys, long count, long wanted, int64_t *order) {
     long size = wanted < count ? wanted : count;
     if (size <= 0) return 0;
-    for (long at = 0; at < size; at++) order[at] = at;
-    for (long at = size / 2 - 1; at >= 0; at--) sift(scores, keys, order, size, at);
-    for (long at = size; at < count; at++)
-        if (comes_after(scores, keys, order[0], at)) {
-            order[0] = at;
-            sift(scores, keys, order, size, 0);
+    ranked *heap = malloc(2 * size * sizeof(ranked));
+    if (!heap) return -1;
+    for (long at = 0; at < count; at++) {
+        ranked one = {isnan(scores[at]) ? -INFINITY : scores[at], keys[at], at};
+        if (at < size) {
+            heap[at] = one;
+            continue;
         }
-    for (long last = size - 1; last > 0; last--) {
-        int64_t worst = order[0];
-        order[0] = order[last];
-        order[last] = worst;
-        sift(scores, keys, order, last, 0);
+        /* The root is the last of those kept so far. */
+        if (at == size)
+            for (long parent = size / 2 - 1; parent >= 0; parent--) sift(heap, size, parent);
+        if (comes_after(heap[0], one)) {
+            heap[0] = one;
+            sift(heap, size, 0);
+        }
     }
+    const ranked *best = sorted(heap, heap + size, size);
+    for (long at = 0; at < size; at++) order[at] = best[at].place;
+    free(heap);
     return size;
 }
 

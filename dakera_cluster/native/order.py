@@ -13,9 +13,11 @@ def best(scores: NDArray[np.float64], keys: NDArray[np.uint64], wanted: int) -> 
     if len(keys) != len(scores):
         raise ValueError(f"{len(scores)} scores, but {len(keys)} keys")
     order = np.empty(max(0, min(wanted, len(scores))), np.int64)
-    kernels.order_best(
+    found = kernels.order_best(
         given(scores, np.float64), given(keys, np.uint64), len(scores), len(order), given(order, np.int64)
     )
+    if found < 0:
+        raise MemoryError(f"no memory to order {len(scores)} scores")
     return order
 
 

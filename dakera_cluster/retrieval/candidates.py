@@ -221,10 +221,11 @@ def _fused(
     bm25, coverage = _at(words.bm25, slots), _at(words.coverage, slots)
     around = neighbourhood(view.evidence, slots, WINDOW_REACH)
     window = window_scores(words, slots, around.slots, around.within(WINDOW_WORDS))
+    by_vector, by_words, by_window = ties.all_scaled(cosine, bm25, window)
     if routing is Routing.VECTOR:
-        fused = ties.scaled(cosine)
+        fused = by_vector
     elif routing is Routing.BM25:
-        fused = ties.scaled(bm25)
+        fused = by_words
     else:
         weight = 0.5 if options.vector_weight is None else options.vector_weight
         if options.fusion is Fusion.RRF:
@@ -232,9 +233,9 @@ def _fused(
                 np.where(bm25 > 0, bm25, np.nan), slots, view, settings
             )
         else:
-            fused = weight * ties.scaled(cosine) + (1 - weight) * ties.scaled(bm25)
+            fused = weight * by_vector + (1 - weight) * by_words
         if options.fusion is None:
-            fused = fused + WINDOW_WEIGHT * ties.scaled(window)
+            fused = fused + WINDOW_WEIGHT * by_window
         if settings.name_boost > 0 and holders:
             fused = fused + settings.name_boost * _named(holders, slots)
     if time is not None and time.is_bound and settings.temporal_inference:

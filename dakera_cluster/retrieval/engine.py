@@ -178,6 +178,8 @@ def _answer(
     blocks = [_taken(ranked, order, ranked.fused)]
     levels = [relevance]
     for block in (prepared.pool_rest, prepared.rest):
+        if sum(map(len, levels)) >= options.k:
+            break
         floor = (levels[-1][-1] if len(levels[-1]) else 0.0) - BLOCK_GAP
         blocks.append(block)
         levels.append(floor - 1.0 + ties.scaled(block.fused))

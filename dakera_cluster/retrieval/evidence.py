@@ -118,15 +118,8 @@ class Evidence:
         return self.column("key", slots)
 
     def column(self, name: str, slots: NDArray[np.int64]) -> np.ndarray:
-        """A column at ``slots``; its default for slots that were never put (NOBODY included)."""
-        values = self._columns[name]
-        fill = _COLUMNS[name][1]
-        inside = (slots >= 0) & (slots < len(values))
-        if inside.all():
-            return values[slots]
-        found = np.full(slots.shape, fill, values.dtype)
-        found[inside] = values[slots[inside]]
-        return found
+        """A column at ``slots``, all of which have been put."""
+        return self._columns[name][slots]
 
     def whole_column(self, name: str) -> np.ndarray:
         """A column by slot, as long as it is; not to be changed."""

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from dakera_cluster.native import late as native
 from dakera_cluster.native import order
-from dakera_cluster.retrieval import ties
 from dakera_cluster.retrieval.candidates import Candidates
 from dakera_cluster.retrieval.context import Neighbourhood, neighbourhood
 from dakera_cluster.retrieval.late import LateQuery, Matches, glance, weighted
@@ -86,7 +85,10 @@ FLAGS = frozenset(
 )
 """Features that mean the same for every question; all others are scaled over the ranked pool."""
 
-_GRADED = np.array([name not in FLAGS for name in NAMES])
+_SHARE_OF = {"cosine_apart": "cosine", "window_met": "window", "window_wide_met": "window_wide"}
+"""Graded features that count again, in proportion to how much of the question the candidates hold or lack."""
+_PLACE = {name: place for place, name in enumerate(NAMES)}
+_GRADED = np.array([name not in FLAGS or name in _SHARE_OF for name in NAMES])
 _WORD = re.compile(r"[a-z0-9]+")
 _FIRST_PERSON = re.compile(r"\b(?:i|i['’]\w+|my|me|mine|we|our|us)\b", re.IGNORECASE)
 _HOW_MUCH = re.compile(
@@ -132,16 +134,15 @@ def features(
         **_form(view, query.text, slots),
     }
     columns["session"] = _sessions(view, slots, columns["late"])
-    # A question in other words than the memories' own must be answered by meaning, one in the same words by the words.
-    met = float(pool.coverage.max(initial=0.0))
-    columns["cosine_apart"] = (1 - met) * ties.scaled(columns["cosine"])
-    columns["window_met"] = met * ties.scaled(columns["window"])
-    columns["window_wide_met"] = met * ties.scaled(columns["window_wide"])
     columns["in_session"] = (around.slots[:, 0] >= 0).astype(np.float64)
     values = np.empty((len(NAMES), len(slots)))
     for place, name in enumerate(NAMES):
-        values[place] = columns[name]
+        values[place] = columns[_SHARE_OF.get(name, name)]
     order.scale_rows(values, _GRADED)
+    # A question in other words than the memories' own must be answered by meaning, one in the same words by the words.
+    met = float(pool.coverage.max(initial=0.0))
+    for name in _SHARE_OF:
+        values[_PLACE[name]] *= 1 - met if name == "cosine_apart" else met
     return Features(slots, values.T, own.best)
 
 

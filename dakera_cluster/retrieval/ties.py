@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 
 from dakera_cluster.native import order as native
 
-_ALL = np.ones(1, np.bool_)
-
 
 def ordered(scores: NDArray[np.floating], keys: NDArray[np.uint64]) -> NDArray[np.int64]:
     """Positions by score descending, then key."""
@@ -45,6 +43,11 @@ def settled(
 
 def scaled(values: NDArray[np.floating]) -> NDArray[np.float64]:
     """Min-max to 0..1; all zero when there is nothing to tell apart. NaN counts as the minimum."""
-    result = np.array(values, np.float64, ndmin=2)
-    native.scale_rows(result, _ALL)
-    return np.asarray(result[0])
+    return all_scaled(values)[0]
+
+
+def all_scaled(*values: NDArray[np.floating]) -> NDArray[np.float64]:
+    """``scaled`` of arrays of one length, as rows."""
+    rows = np.array(values, np.float64)
+    native.scale_rows(rows, np.ones(len(rows), np.bool_))
+    return rows
