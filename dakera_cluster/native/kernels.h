@@ -22,8 +22,8 @@ void neighbours(const int32_t *previous, const int32_t *next, long linked, const
 void window_bm25(const int64_t *slots, long count, const int32_t *around, const uint8_t *inside, long width,
                  const double *lengths, const uint8_t *frequencies, long size, const double *idf, long terms, double k1,
                  double b, double *scores);
-void lent_cover(const float *best, long tokens, long columns, const int64_t *places, const uint8_t *inside, long count,
-                long width, double share, const double *weights, double *cover);
+void lent_cover(const float *best, long tokens, const int64_t *places, const uint8_t *inside, long count, long width,
+                double share, const double *weights, double *cover);
 
 long order_best(const double *scores, const uint64_t *keys, long count, long wanted, int64_t *order);
 void scale_rows(double *values, const uint8_t *wanted, long rows, long count);

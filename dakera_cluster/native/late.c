@@ -5,7 +5,6 @@
 
 #define LANES 32
 #define MAX_WIDTH 4096
-#define MAX_TOKENS 64
 /* 16 steps of at most 2,047 stay within a short. */
 #define FLUSH 16
 /* The width of the usual models (MiniLM, bge-small, e5-small). */

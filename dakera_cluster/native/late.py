@@ -90,11 +90,12 @@ def lent_cover(
     """float64[n]: the weighted sum over tokens of what the first n columns of ``best`` (float32[t, m]) found, or ``share`` of
     what the columns ``places`` (int64[n, w], where ``inside``) did."""
     count, width = places.shape
+    if len(best) > MAX_TOKENS or inside.shape != places.shape or count > best.shape[1]:
+        raise ValueError("the arrays of a cover do not fit together")
     cover = np.empty(count)
     kernels.lent_cover(
-        given(best, np.float32),
+        given(np.ascontiguousarray(best.T), np.float32),
         len(best),
-        best.shape[1],
         given(places, np.int64),
         given(inside, np.bool_),
         count,

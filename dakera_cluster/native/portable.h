@@ -18,4 +18,7 @@
 #define FOR_EVERY_PROCESSOR
 #endif
 
+/* Tokens of a question, at most. */
+#define MAX_TOKENS 64
+
 #define INLINED static inline __attribute__((always_inline))

@@ -70,18 +70,23 @@ void window_bm25(const int64_t *slots, long count, const int32_t *around, const 
     }
 }
 
-/* best: [tokens, columns], the memories themselves in the first count columns; places: [count, width] into the columns. */
-void lent_cover(const float *best, long tokens, long columns, const int64_t *places, const uint8_t *inside, long count,
-                long width, double share, const double *weights, double *cover) {
+/* best: [columns, tokens], the memories themselves in the first count columns; places: [count, width] into the columns. */
+FOR_EVERY_PROCESSOR
+void lent_cover(const float *best, long tokens, const int64_t *places, const uint8_t *inside, long count, long width,
+                double share, const double *weights, double *cover) {
+    float lent[MAX_TOKENS];
     for (long place = 0; place < count; place++) {
+        for (long token = 0; token < tokens; token++) lent[token] = 0;
+        for (long cell = place * width; cell < (place + 1) * width; cell++) {
+            if (!inside[cell]) continue;
+            const float *found = best + places[cell] * tokens;
+            for (long token = 0; token < tokens; token++) lent[token] = found[token] > lent[token] ? found[token] : lent[token];
+        }
+        const float *own = best + place * tokens;
         double total = 0;
         for (long token = 0; token < tokens; token++) {
-            const float *found = best + token * columns;
-            double lent = 0;
-            for (long cell = place * width; cell < (place + 1) * width; cell++)
-                if (inside[cell] && found[places[cell]] > lent) lent = found[places[cell]];
-            lent *= share;
-            total += weights[token] * (found[place] > lent ? found[place] : lent);
+            double given = share * lent[token];
+            total += weights[token] * (own[token] > given ? own[token] : given);
         }
         cover[place] = total;
     }

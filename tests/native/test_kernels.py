@@ -128,6 +128,18 @@ def test_estimated_matches_count_differing_signs() -> None:
     assert np.array_equal(case["best"][:, 0], cosines[differing.min(axis=1)])
 
 
+def test_neighbours_lend_their_best_and_only_from_inside() -> None:
+    rng = np.random.default_rng(9)
+    best, weights = rng.normal(size=(5, 12)).astype(np.float32), rng.random(5)
+    places, inside = rng.integers(0, 12, (7, 6)), rng.random((7, 6)) < 0.4
+    cover = late.lent_cover(best, places, inside, 0.8, weights)
+    for place in range(7):
+        lent = np.maximum(best[:, places[place][inside[place]]].max(axis=1, initial=0), 0) * 0.8
+        assert cover[place] == pytest.approx(float(weights @ np.maximum(best[:, place], lent)))
+    with pytest.raises(ValueError, match="do not fit"):
+        late.lent_cover(best, places, inside[:, :3].copy(), 0.8, weights)
+
+
 def test_orders_put_what_is_no_number_last_and_break_ties_by_key() -> None:
     scores = np.array([1.0, math.nan, 3.0, 1.0, 3.0, -math.inf])
     keys = np.array([9, 1, 5, 2, 4, 0], np.uint64)
