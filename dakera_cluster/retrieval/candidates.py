@@ -20,7 +20,6 @@ from dakera_cluster.index.vectors import VectorIndex
 from dakera_cluster.retrieval import ties
 from dakera_cluster.retrieval.context import neighbourhood
 from dakera_cluster.retrieval.entities import proper_nouns
-from dakera_cluster.retrieval.evidence import TIE_ROOM
 from dakera_cluster.retrieval.lexical import WordScores, window_scores
 from dakera_cluster.retrieval.options import Fusion, Options, Routing, Settings
 from dakera_cluster.retrieval.query import QueryFeatures
@@ -28,6 +27,8 @@ from dakera_cluster.retrieval.temporal import QueryTime, day_closeness, month_ma
 from dakera_cluster.retrieval.view import RecallView
 
 LIST_SIZE = 192
+TIE_ROOM = 64
+"""Further vector results fetched so that equal scores at the end of the list can be told apart by id."""
 ENTITY_LIST_SIZE = 50
 MAX_NAME_SHARE = 0.1
 MAX_NAME_HOLDERS = 2_000

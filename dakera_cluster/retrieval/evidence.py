@@ -32,8 +32,6 @@ from dakera_cluster.retrieval.writing import unpack_passages, unpack_tokens
 NO_SPEAKER = -1
 NO_OWNER = -1
 MAX_WORDS = 65_535
-TIE_ROOM = 64
-"""Further vector results fetched so that equal scores at the end of a list can be told apart by id."""
 DUMP_KIND = "evidence"
 DUMP_VERSION = 1
 
@@ -137,13 +135,13 @@ class Evidence:
         if allowed is not None:
             owners = self._passage_owner[: self._next_passage]
             mask = (owners >= 0) & (owners < len(allowed)) & allowed[np.clip(owners, 0, max(0, len(allowed) - 1))]
-        fetch = k + TIE_ROOM
+        # Memories have several passages among the nearest, and those that tie with the last one must all be there.
+        fetch = 2 * k
         while True:
             found, scores = self.passages.search(query, fetch, mask)
-            # The index breaks ties by slot: all that tie with the last one must be there, whoever came first.
             if len(scores) < fetch or scores[-1] < scores[k - 1]:
                 break
-            fetch *= 4
+            fetch *= 2
         owners, first = np.unique(self._passage_owner[found], return_index=True)
         return owners.astype(np.int64), scores[first]
 
