@@ -3,7 +3,9 @@
 The decision is `protocols.quorum`'s; here are the calls, the deadline and the rounds. A write is handed over as a function
 from a stamp to rows, because a coordinator whose clock lags must stamp anew when a replica says that the write was outrun.
 A write of several shards is several writes: each is whole or not, and the first failure is raised after all have ended, so
-that nothing is left in the air. What replicas miss goes to ``hints`` once the write has succeeded. Called by the memory
+that nothing is left in the air; it is ambiguous when any of the others may have been stored. A write that has started over is
+ambiguous from then on unless it certainly reached nobody before: a later round in which everybody refuses proves nothing about
+an earlier one. What replicas miss goes to ``hints`` once the write has succeeded. Called by the memory
 services.
 """
 
@@ -102,9 +104,12 @@ class Replicator:
         outcomes = await asyncio.gather(
             *(self._write(shard, some, build, rows) for shard, some in chunks), return_exceptions=True
         )
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                raise outcome
+        failures = [outcome for outcome in outcomes if outcome is not None]
+        if failures:
+            first = failures[0]
+            if isinstance(first, DakeraError) and (len(failures) < len(outcomes) or any(map(_is_ambiguous, failures))):
+                first.ambiguous = True
+            raise first
 
     async def close(self) -> None:
         """Wait for what was answered before every replica had spoken, and for its hints."""
@@ -119,30 +124,35 @@ class Replicator:
             order = self._maps.order
             attempt = _Attempt(self, shard, some)
             decision = await attempt.run()
+            if decision is WriteDecision.SUCCESS:
+                return
+            doubtful = doubtful or attempt.operation.possible
             match decision:
-                case WriteDecision.SUCCESS:
-                    return
                 case WriteDecision.RESTAMP:
                     self.stats.restamped += 1
                     assert attempt.operation.outrun_by is not None
                     self._clock.observe(attempt.operation.outrun_by.time, self._now_ms())
                     rows = build(self._clock.tick(self._now_ms()))
+                    continue
                 case WriteDecision.REFRESH:
-                    self.stats.refreshed += 1
-                    await self._maps.catch_up(order)
-                case WriteDecision.FAILED:
-                    self.stats.failed += 1
-                    raise attempt.failure(ambiguous=doubtful)
-                case _:
+                    again = await self._newer_map(order)
+                case WriteDecision.AMBIGUOUS:
                     # Replicas that took the rows while the map moved on did not vote: the same rows again, under the
                     # new version, change nothing where they are and are counted.
-                    doubtful = True
-                    if not (attempt.outrun_by_map and await self._newer_map(order)):
-                        self.stats.ambiguous += 1
-                        raise attempt.failure(ambiguous=True)
-                    self.stats.refreshed += 1
-        self.stats.ambiguous += 1
-        raise QuorumUnavailableError(f"shard {shard} kept changing during the write", ambiguous=True)
+                    again = attempt.outrun_by_map and await self._newer_map(order)
+                case _:
+                    again = False
+            if not again:
+                raise self._failed(attempt.failure(ambiguous=doubtful))
+            self.stats.refreshed += 1
+        raise self._failed(QuorumUnavailableError(f"shard {shard} kept changing during the write", ambiguous=doubtful))
+
+    def _failed(self, error: DakeraError) -> DakeraError:
+        if error.ambiguous:
+            self.stats.ambiguous += 1
+        else:
+            self.stats.failed += 1
+        return error
 
     async def _newer_map(self, order: tuple[int, int]) -> bool:
         try:
@@ -231,6 +241,7 @@ class _Attempt:
         """The error the client sees: a replica's own when it was alone to decide, else what the quorum lacked."""
         errors = list(self._errors.values())
         if len(self._state.write_set) == 1 and errors:
+            errors[0].ambiguous = ambiguous
             return errors[0]
         bad = next((error for error in errors if isinstance(error, InvalidRequestError)), None)
         if bad is not None and not ambiguous:
@@ -241,3 +252,7 @@ class _Attempt:
             ambiguous=ambiguous,
             details={"acknowledged": have, "replicas": want, "level": self._level.value},
         )
+
+
+def _is_ambiguous(outcome: BaseException) -> bool:
+    return not isinstance(outcome, DakeraError) or outcome.ambiguous

@@ -23,9 +23,10 @@ set; FAILED means that no replica has or will get the write from this operation.
 Duties of the caller: send to all of ``state.write_set`` (``read_set`` or everybody for strong reads) with the shard version;
 report every answer, and the end of waiting with `deadline`; on RESTAMP observe ``outrun_by``, stamp anew and start over; on
 REFRESH fetch the newer map and start over; after FAILED or AMBIGUOUS start over while there is time, always *with the same
-stamp*: a new one would let the write take effect a second time, over somebody else's that came between. Bound all of it (a
-handful of rounds, the request's deadline); when a write has succeeded give a hint to each of `hints_due`. A replica shows a
-strong read only what is durable. Called by ``cluster.replicator`` and ``cluster.router``.
+stamp*: a new one would let the write take effect a second time, over somebody else's that came between. Whoever starts over
+remembers whether the write was `possible`: FAILED speaks of its own round only. Bound all of it (a handful of rounds, the
+request's deadline); when a write has succeeded give a hint to each of `hints_due`. A replica shows a strong read only what is
+durable. Called by ``cluster.replicator`` and ``cluster.router``.
 """
 
 from __future__ import annotations
@@ -92,6 +93,11 @@ class WriteOperation:
     @property
     def acked(self) -> frozenset[NodeId]:
         return frozenset(self._acked)
+
+    @property
+    def possible(self) -> bool:
+        """Some replica has the rows or may still get them; those that have not answered count."""
+        return bool(self._possible or self._open)
 
     def ack(self, node: NodeId, outrun_by: Stamp | None = None) -> WriteDecision:
         """``node`` has the rows on disk. ``outrun_by``: see ``rows.outrun_by``."""
