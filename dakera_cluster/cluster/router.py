@@ -51,10 +51,10 @@ class Router:
         self.staleness_ms: Callable[[ShardId], float] | None = None
         """For how long this node's copy of a shard may have missed writes; None where it is the only one."""
 
-    def _asks_majority(self, shard: ShardId) -> bool:
+    def _asks_majority(self, shard: ShardId, asked: ReadLevel | None = None) -> bool:
         """Whether this read must ask a majority: a strong one, and a bounded one where this node's own copy may have missed
         writes for longer than the bound."""
-        level = levels.read_level.get() or self._level
+        level = asked or levels.read_level.get() or self._level
         if level is ReadLevel.BOUNDED_STALENESS:
             bound_ms = levels.max_staleness_ms.get() or self._max_staleness_ms
             return self.staleness_ms is not None and self.staleness_ms(shard) > bound_ms
@@ -73,15 +73,17 @@ class Router:
     def every_shard(self) -> list[ShardId]:
         return [ShardId(number) for number in range(self._maps.shards)]
 
-    async def read(self, namespace: str, kind: Kind, ids: Sequence[str]) -> dict[str, bytes]:
-        """id -> encoded body of the rows that exist, tombstones included."""
+    async def read(
+        self, namespace: str, kind: Kind, ids: Sequence[str], level: ReadLevel | None = None
+    ) -> dict[str, bytes]:
+        """id -> encoded body of the rows that exist, tombstones included. ``level``: this read's own, over the request's."""
         by_shard: dict[ShardId, list[str]] = {}
         for row_id in dict.fromkeys(ids):
             by_shard.setdefault(self.shard_for(namespace, row_id), []).append(row_id)
         found: dict[str, bytes] = {}
 
         async def one(shard: ShardId, some: list[str]) -> None:
-            if self._asks_majority(shard):
+            if self._asks_majority(shard, level):
                 found.update(await self._strong.read(shard, namespace, kind, some))
                 return
             answer = await self._asker.one(shard, ops.Read(shard, 0, namespace, kind, some), ops.Bodies)

@@ -33,16 +33,36 @@ class Strong:
     async def read(self, shard: ShardId, namespace: str, kind: Kind, ids: Sequence[str]) -> dict[str, bytes]:
         """id -> body as of every write acknowledged before the read began. Raises QuorumUnavailableError."""
         wanted = list(ids)
-        state, answers = await self._asker.quorum(shard, ops.Read(shard, 0, namespace, kind, wanted), ops.Bodies)
+        request = ops.Read(shard, 0, namespace, kind, wanted)
+        state, answers = await self._asker.quorum(shard, request, ops.Bodies)
         reads = {row_id: ReadOperation(state, kind, ReadLevel.STRONG) for row_id in wanted}
         for node, answer in answers.items():
             for row_id, body in zip(wanted, answer.bodies, strict=True):
                 reads[row_id].answer(node, body)
         await self._write_back(shard, state, namespace, kind, reads)
-        unsure = [row_id for row_id, read in reads.items() if read.decision is not ReadDecision.SUCCESS]
-        if unsure:
+        rest = [node for node in state.write_set if node not in answers]
+        if rest and (unsure := _unsure(reads)):
+            # One that answers but cannot store (its disk is full) must not stand in the way of a majority that agrees.
+            more = msgspec.structs.replace(request, map_version=state.version, ids=unsure)
+            await self._ask(rest, more, reads)
+            await self._write_back(shard, state, namespace, kind, reads)
+        if _unsure(reads):
             raise QuorumUnavailableError("too few replicas hold what was read", ambiguous=False)
         return {row_id: read.merged for row_id, read in reads.items() if read.merged is not None}
+
+    async def _ask(self, nodes: Sequence[NodeId], request: ops.Read, reads: dict[str, ReadOperation]) -> None:
+        async def one(node: NodeId) -> None:
+            try:
+                answer = await self._transport.call(node, request)
+            except DakeraError:
+                for row_id in request.ids:
+                    reads[row_id].failed(node)
+                return
+            assert isinstance(answer, ops.Bodies)
+            for row_id, body in zip(request.ids, answer.bodies, strict=True):
+                reads[row_id].answer(node, body)
+
+        await asyncio.gather(*(one(node) for node in nodes))
 
     async def _write_back(
         self, shard: ShardId, state: ShardState, namespace: str, kind: Kind, reads: dict[str, ReadOperation]
@@ -82,3 +102,7 @@ class Strong:
         hits.sort(key=lambda hit: (-hit.score, hit.id))
         first = next(iter(answers.values()))
         return msgspec.structs.replace(first, hits=hits[:k])
+
+
+def _unsure(reads: dict[str, ReadOperation]) -> list[str]:
+    return [row_id for row_id, read in reads.items() if read.decision is not ReadDecision.SUCCESS]

@@ -43,6 +43,7 @@ from dakera_cluster.model.rows import (
     patch_document,
     put_document,
 )
+from dakera_cluster.protocols.quorum import ReadLevel
 from dakera_cluster.retrieval import writing
 from dakera_cluster.shard.ops import Hit, Order, Select, Selected, Where
 
@@ -117,12 +118,19 @@ class Core:
             some = slice(start, start + ROWS_PER_WRITE)
             await self.replicator.write(partial(_build_some, build, some))
 
-    async def documents(self, namespace: str, ids: Sequence[str]) -> dict[str, Document]:
-        """id -> document, of those that live and have not expired."""
-        found = await self.router.read(namespace, Kind.DOCUMENT, ids)
+    async def documents(
+        self, namespace: str, ids: Sequence[str], level: ReadLevel | None = None
+    ) -> dict[str, Document]:
+        """id -> document, of those that live and have not expired. ``level``: this read's own, over the request's."""
+        found = await self.router.read(namespace, Kind.DOCUMENT, ids, level)
         decoded = {row_id: decode_document(body) for row_id, body in found.items()}
         now_s = self.now_s
         return {i: d for i, d in decoded.items() if d.alive and not 0 < (d.fields.get("expires") or 0) <= now_s}
+
+    async def latest(self, namespace: str, ids: Sequence[str]) -> dict[str, Document]:
+        """`documents` as every acknowledged write has left them, for a write that depends on what is there: a replica that
+        lags, with a full disk perhaps, must not answer "nothing to forget", nor have its old state written back."""
+        return await self.documents(namespace, ids, ReadLevel.STRONG)
 
     async def usages(self, namespace: str, ids: Sequence[str]) -> dict[str, Usage]:
         found = await self.router.read(namespace, Kind.USAGE, ids)

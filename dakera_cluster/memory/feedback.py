@@ -18,6 +18,7 @@ from dakera_cluster.model.ids import AGENT_PREFIX, agent_namespace
 from dakera_cluster.model.keys import Access
 from dakera_cluster.model.memories import DEFAULT_IMPORTANCE, FEEDBACK_HISTORY, FeedbackEntry, Field, Signal
 from dakera_cluster.model.rows import decode_document
+from dakera_cluster.protocols.quorum import ReadLevel
 from dakera_cluster.shard.ops import Where
 
 RAISE = 1.15
@@ -36,7 +37,7 @@ class Feedback:
     async def give(self, memory_id: str, agent_id: str | None, signal: str, access: Access) -> Importance:
         """Record a signal and apply its effect. Raises VectorNotFoundError, InvalidRequestError."""
         check_choice(signal, tuple(Signal), "signal")
-        agent, document = await self._memories.find(memory_id, agent_id, access)
+        agent, document = await self._memories.find(memory_id, agent_id, access, ReadLevel.STRONG)
         before = float(document.fields.get(Field.IMPORTANCE, DEFAULT_IMPORTANCE))
         after = before
         if signal in _RAISING:

@@ -16,6 +16,7 @@ from dakera_cluster.model.errors import VectorNotFoundError
 from dakera_cluster.model.ids import ROUTE_SEPARATOR, SESSIONS_NAMESPACE, agent_namespace, check_id
 from dakera_cluster.model.memories import Field, Session
 from dakera_cluster.model.rows import Document, decode_document
+from dakera_cluster.protocols.quorum import ReadLevel
 from dakera_cluster.shard.ops import Conditions, Order, Where
 
 MAX_SUMMARY_CHARS = 100_000
@@ -64,7 +65,7 @@ class Sessions:
         """End a session; ending it again changes the summary only. Raises VectorNotFoundError."""
         if summary is not None and len(summary) > MAX_SUMMARY_CHARS:
             check_range(len(summary), "summary", 0, MAX_SUMMARY_CHARS)
-        document = await self._find(session_id)
+        document = await self._find(session_id, ReadLevel.STRONG)
         change: dict[str, Any] = {}
         if not document.fields.get(SessionField.ENDED):
             change[SessionField.ENDED] = self._core.now_s
@@ -119,9 +120,9 @@ class Sessions:
         )
         return BatchRecalled(self._core.memories_of(agent, page), page.total, page.matched)
 
-    async def _find(self, session_id: str) -> Document:
+    async def _find(self, session_id: str, level: ReadLevel | None = None) -> Document:
         check_id(session_id, "session_id")
-        document = (await self._core.documents(SESSIONS_NAMESPACE, [session_id])).get(session_id)
+        document = (await self._core.documents(SESSIONS_NAMESPACE, [session_id], level)).get(session_id)
         if document is None:
             raise VectorNotFoundError(f"session_id: session {session_id!r} does not exist")
         return document

@@ -48,6 +48,7 @@ from dakera_cluster.model.memories import (
     memory_fields,
 )
 from dakera_cluster.model.rows import Document
+from dakera_cluster.protocols.quorum import ReadLevel
 from dakera_cluster.shard.ops import Conditions, Order, Where
 from dakera_cluster.shard.records import vector_bytes
 
@@ -137,14 +138,16 @@ class Memories:
         usages = await self._core.usages(agent_namespace(agent), [memory_id])
         return self._core.memory(agent, memory_id, document, usages.get(memory_id))
 
-    async def find(self, memory_id: str, agent_id: str | None, access: Access) -> tuple[str, Document]:
+    async def find(
+        self, memory_id: str, agent_id: str | None, access: Access, level: ReadLevel | None = None
+    ) -> tuple[str, Document]:
         """The agent that holds the memory, and the memory's document; without an agent it is looked up over all that
-        the caller may read."""
+        the caller may read. ``level``: STRONG for a write that depends on it."""
         check_id(memory_id, "memory_id")
         agents = [agent_id] if agent_id is not None else await self._candidates(memory_id, access)
         holders: list[tuple[str, Document]] = []
         for agent in agents:
-            document = (await self._core.documents(agent_space(agent), [memory_id])).get(memory_id)
+            document = (await self._core.documents(agent_space(agent), [memory_id], level)).get(memory_id)
             if document is not None:
                 holders.append((agent, document))
         if not holders:
@@ -175,7 +178,7 @@ class Memories:
             patch[Field.METADATA] = check_metadata(changes.metadata)
         if changes.memory_type is not None:
             patch[Field.TYPE] = check_type(changes.memory_type)
-        agent, document = await self.find(memory_id, agent_id, access)
+        agent, document = await self.find(memory_id, agent_id, access, ReadLevel.STRONG)
         if Field.TEXT in patch or Field.METADATA in patch:
             merged = {**document.fields, **patch}
             patch |= dict.fromkeys(EMBEDDED_FIELDS)
@@ -206,7 +209,7 @@ class Memories:
             raise InvalidRequestError(f"expected 1 to {MAX_BATCH} ids", field="memory_ids")
         for memory_id in memory_ids:
             check_id(memory_id, "memory_id")
-        documents = await self._core.documents(namespace, memory_ids)
+        documents = await self._core.latest(namespace, memory_ids)
         if not documents:
             raise VectorNotFoundError(f"memory_id: memory {memory_ids[0]!r} does not exist")
         change = {Field.IMPORTANCE: float(importance), Field.UPDATED: self._core.now_s}
@@ -250,11 +253,11 @@ class Memories:
         return await self._forget(agent_id, conditions)
 
     async def _forget_ids(self, agent_id: str, memory_ids: list[str]) -> int:
-        """Explicit ids need no search: what one replica has not heard of yet is asked of the others."""
+        """Explicit ids need no search, and what a majority has is deleted whatever one replica knows of it."""
         for position, memory_id in enumerate(memory_ids):
             check_id(memory_id, f"memory_ids[{position}]")
         namespace = agent_namespace(agent_id)
-        present = list(await self._core.documents(namespace, memory_ids))
+        present = list(await self._core.latest(namespace, memory_ids))
         if not present:
             await self._core.require(namespace)
         await self._core.delete(namespace, present)

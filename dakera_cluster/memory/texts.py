@@ -42,7 +42,7 @@ class Texts:
         self._check(documents)
         await self._vectors.adopt_dimension(namespace, None)
         latest = {document.id: document for document in documents}
-        present = await self._core.documents(namespace, list(latest))
+        present = await self._core.latest(namespace, list(latest))
         new, changed = [], []
         for row_id, document in latest.items():
             fields = {Field.TEXT: document.text}
@@ -85,7 +85,7 @@ class Texts:
             check_id(row_id, f"ids[{position}]")
         await self._core.require(namespace)
         with_text = {
-            i: d.fields for i, d in (await self._core.documents(namespace, ids)).items() if d.fields.get(Field.TEXT)
+            i: d.fields for i, d in (await self._core.latest(namespace, ids)).items() if d.fields.get(Field.TEXT)
         }
         bare = [row_id for row_id, fields in with_text.items() if not fields.get(Field.VECTOR)]
         keep = [row_id for row_id in with_text if row_id not in set(bare)]

@@ -214,7 +214,7 @@ class Vectors:
         for position, row_id in enumerate(ids):
             check_id(row_id, f"ids[{position}]")
         await self._core.require(namespace)
-        present = list(await self._core.documents(namespace, ids))
+        present = list(await self._core.latest(namespace, ids))
         await self._core.delete(namespace, present)
         self._core.events.vectors_mutated(namespace, DELETED, len(present))
         return len(present)
@@ -270,7 +270,7 @@ class Vectors:
         await self._core.require(namespace)
         ids = await self._core.every_id(namespace, condition)
         for start in range(0, len(ids), PAGE):
-            documents = await self._core.documents(namespace, ids[start : start + PAGE])
+            documents = await self._core.latest(namespace, ids[start : start + PAGE])
             changes: list[tuple[str, dict[str, Any]]] = []
             for row_id, document in documents.items():
                 merged = {**(document.fields.get(Field.METADATA) or {}), **update}

@@ -155,6 +155,7 @@ class Replicant:
         self.replicator = Replicator(
             self.maps, router, transport, self.clock, world.now_ms, ReplicatorSettings(timeout_ms=2_000), self.hints.add
         )
+        self.router = router
         self.shard_for = router.shard_for
         self.register(REQUEST, self._request)
         for service in (self.hints, self.repair, self.collection, SnapshotService(self.door, self.host, self.rounds)):
