@@ -94,6 +94,7 @@ from dakera_cluster.storage.objects import ObjectStore
 from dakera_cluster.storage.rocks import RowStoreSettings
 from dakera_cluster.storage.rows import RowStore, StoreState
 from node.identity import Identity, take_identity
+from node.measures import WriteMeasures
 from node.shared import Shared
 
 log = logging.getLogger(__name__)
@@ -277,6 +278,7 @@ async def start_node(settings: Settings, stack: contextlib.AsyncExitStack, stop:
     services = await _services(identity.node, core, reranker, notes, status, objects, portrait, stack)
     registry = CollectorRegistry()
     registry.register(shared.metrics)
+    registry.register(WriteMeasures(replicator, store, embedder))
     app = make_app(services, _api_settings(settings), registry=registry, request_shutdown=stop.set)
     shared.add_limits(app[RUNTIME].limiter, app[RUNTIME].monotonic)
     if shared.configured:

@@ -34,7 +34,7 @@ class Maps:
 
     def __init__(self, store: RowStore, node: NodeId, shards: int) -> None:
         self._store = store
-        self._node = node
+        self.node = node
         self._shards = shards
         self._listeners: list[Listener] = []
         self._adopting = asyncio.Lock()
@@ -108,6 +108,6 @@ class Maps:
     def readers(self, shard: ShardId) -> Sequence[NodeId]:
         """Nodes that may answer reads of the shard: this one first, else in the map's order of preference."""
         replicas = self.state(shard).read_set
-        if self._node in replicas and replicas[0] != self._node:
-            return (self._node, *(node for node in replicas if node != self._node))
+        if self.node in replicas and replicas[0] != self.node:
+            return (self.node, *(node for node in replicas if node != self.node))
         return replicas

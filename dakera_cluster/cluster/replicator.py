@@ -12,6 +12,7 @@ services.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -51,8 +52,20 @@ class ReplicatorSettings(msgspec.Struct, frozen=True):
     timeout_ms: int = 5_000
 
 
+class Spent(msgspec.Struct):
+    """How many there were, and the seconds they took in all."""
+
+    count: int = 0
+    seconds: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.count += 1
+        self.seconds += seconds
+
+
 class ReplicatorStats(msgspec.Struct):
-    """Counters since the start."""
+    """Counters since the start. ``whole``: writes that succeeded, from the first stamp to the quorum; ``own`` and ``peer``:
+    one replica's answer to one write, of this node's replica and of any other's."""
 
     writes: int = 0
     failed: int = 0
@@ -60,6 +73,9 @@ class ReplicatorStats(msgspec.Struct):
     restamped: int = 0
     refreshed: int = 0
     hinted: int = 0
+    whole: Spent = msgspec.field(default_factory=Spent)
+    own: Spent = msgspec.field(default_factory=Spent)
+    peer: Spent = msgspec.field(default_factory=Spent)
 
 
 class Replicator:
@@ -118,6 +134,7 @@ class Replicator:
 
     async def _write(self, shard: ShardId, places: list[int], build: Build, rows: Sequence[Row]) -> None:
         self.stats.writes += 1
+        began = time.perf_counter()
         doubtful = False
         for _ in range(ROUNDS):
             some = [rows[place] for place in places]
@@ -125,6 +142,7 @@ class Replicator:
             attempt = _Attempt(self, shard, some)
             decision = await attempt.run()
             if decision is WriteDecision.SUCCESS:
+                self.stats.whole.add(time.perf_counter() - began)
                 return
             doubtful = doubtful or attempt.operation.possible
             match decision:
@@ -198,6 +216,7 @@ class _Attempt:
         return self.operation.decision
 
     async def _one(self, node: NodeId, request: ops.Apply) -> None:
+        began = time.perf_counter()
         try:
             answer = await self._parent._transport.call(node, request)
         except OutdatedMapError:
@@ -213,6 +232,8 @@ class _Attempt:
                 self.operation.unknown(node)
         else:
             assert isinstance(answer, ops.Applied)
+            stats = self._parent.stats
+            (stats.own if node == self._parent._maps.node else stats.peer).add(time.perf_counter() - began)
             if answer.voted:
                 self.operation.ack(node, answer.outrun_by)
             else:

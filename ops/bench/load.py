@@ -5,7 +5,8 @@ server's, nor the other engine's.
     -> {"latencies_ms": [...], "wall_s": 4.01, "cpu_s": 1.2}
 
 Clients are threads with a connection each; they wait for one another and then work until the time or the work is over.
-Used by `ops.bench.run` through `Generator`; `python -m ops.bench.load ENGINE PORT` is the process.
+Of several ports each client keeps to one, in turn. Used by `ops.bench.run` through `Generator`; `python -m ops.bench.load
+ENGINE PORT[,PORT...]` is the process.
 """
 
 from __future__ import annotations
@@ -42,10 +43,10 @@ class Pass(msgspec.Struct):
 class Generator:
     """The other end of the pipe."""
 
-    def __init__(self, engine: str, port: int, log: Path) -> None:
+    def __init__(self, engine: str, ports: Sequence[int], log: Path) -> None:
         with log.open("ab") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "ops.bench.load", engine, str(port)],
+                [sys.executable, "-m", "ops.bench.load", engine, ",".join(map(str, ports))],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -76,8 +77,8 @@ class Generator:
 
 
 class _Worker:
-    def __init__(self, engine: str, port: int) -> None:
-        self._open: Callable[[], Connection] = lambda: connect(engine, port)
+    def __init__(self, engine: str, ports: Sequence[int]) -> None:
+        self._open: Callable[[int], Connection] = lambda index: connect(engine, ports[index % len(ports)])
         self._connections: list[Connection] = []
 
     def recall(self, group: str, questions: list[str], clients: int, seconds: float, top_k: int) -> Pass:
@@ -151,7 +152,7 @@ class _Worker:
 
     def _connection(self, index: int) -> Connection:
         while len(self._connections) <= index:
-            self._connections.append(self._open())
+            self._connections.append(self._open(len(self._connections)))
         return self._connections[index]
 
     def _drive(
@@ -197,8 +198,8 @@ def _timed(
 
 
 def main() -> int:
-    engine, port = sys.argv[1], int(sys.argv[2])
-    worker = _Worker(engine, port)
+    engine, ports = sys.argv[1], [int(port) for port in sys.argv[2].split(",")]
+    worker = _Worker(engine, ports)
     for line in sys.stdin.buffer:
         request = msgspec.json.decode(line)
         try:
