@@ -78,9 +78,10 @@ docs-check: $(STAMP)-node
 	$(BIN)/python -m ops.config_table --check
 	$(BIN)/python -m ops.openapi_file --check
 
-bench: $(STAMP)-bench model ## store, recall, memory and start-up beside chromadb (SIZES=1k,10k, BENCH=--full)
+bench: $(STAMP)-bench model ## store, recall, memory and start-up beside chromadb; what replication costs (SIZES=1k,10k, BENCH=--full)
 	$(BIN)/python -m ops.bench $(if $(SIZES),--sizes $(SIZES)) $(BENCH)
 	$(BIN)/python -m ops.bench.peer_transport --json bench-out/peer_transport.json
+	$(BIN)/python -m ops.bench.replication --json bench-out/replication.json
 
 bench-recall: $(STAMP)-bench model ## does recall bring back the right turns (DATA=file.json ... KIT=dir PEERS=bm25,rrf)
 	@test -n "$(DATA)" || { echo "make bench-recall DATA=<file.json> KIT=<directory of locomo.py>"; exit 1; }

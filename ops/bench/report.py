@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from rich.console import Console
@@ -15,21 +17,21 @@ COLOURS = {"dakera": "#2a6f97", "chromadb": "#e09f3e"}
 
 def print_tables(results: Results, console: Console) -> None:
     machine = results.machine
-    console.print(
-        f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}, "
-        f"load average at start {machine['load_average_at_start']:.1f}, took {results.took_s:.0f} s"
-    )
+    print_machine(machine, results.took_s, console)
     versions = (f"{name} {number}" for name, number in machine["versions"].items())
     console.print(", ".join(versions), style="dim")
-    console.print(_timings(results))
+    console.print(timings_table(results.timings))
     console.print(_fills(results))
     console.print(_weights(results))
     console.print(_found(results))
     if results.steps:
-        console.print(_steps(results))
+        by_size = {f"{int(size):,}": steps for size, steps in results.steps.items()}
+        console.print(steps_table("Where a recall's time goes, by the node's own account (median ms)", by_size))
 
 
-def _timings(results: Results) -> Table:
+def timings_table(timings: Sequence[Timing]) -> Table:
+    """A line a measurement; what is compared stands together, in the order in which the engines were first measured."""
+    order = list(dict.fromkeys(one.engine for one in timings))
     table = Table(title="Answers (ms; rate and its range over rounds; processor ms of server and client per answer)")
     for heading in (
         "what",
@@ -46,7 +48,7 @@ def _timings(results: Results) -> Table:
     ):
         table.add_column(heading, justify="left" if heading in ("what", "engine") else "right")
     last: tuple[str, int, int] | None = None
-    for one in sorted(results.timings, key=lambda t: (t.what, t.size, t.clients, t.engine != "dakera")):
+    for one in sorted(timings, key=lambda t: (t.what, t.size, t.clients, order.index(t.engine))):
         key = (one.what, one.size, one.clients)
         if last is not None and key != last:
             table.add_section()
@@ -108,15 +110,22 @@ def _found(results: Results) -> Table:
     return table
 
 
-def _steps(results: Results) -> Table:
-    table = Table(title="Where a recall's time goes, by the node's own account (median ms)")
+def steps_table(title: str, steps: Mapping[str, Mapping[str, float]]) -> Table:
+    """A column for each key of ``steps``, a line for each step of any of them, in the order of the one with the most."""
+    table = Table(title=title)
     table.add_column("step")
-    for size in results.steps:
-        table.add_column(f"{int(size):,}", justify="right")
-    names = list(dict.fromkeys(step for steps in results.steps.values() for step in steps))
-    for name in names:
-        table.add_row(name, *(f"{steps[name]:.2f}" if name in steps else "" for steps in results.steps.values()))
+    for heading in steps:
+        table.add_column(heading, justify="right")
+    for name in dict.fromkeys(name for column in sorted(steps.values(), key=len, reverse=True) for name in column):
+        table.add_row(name, *(f"{column[name]:.2f}" if name in column else "" for column in steps.values()))
     return table
+
+
+def print_machine(machine: Mapping[str, Any], took_s: float, console: Console) -> None:
+    console.print(
+        f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}, "
+        f"load average at start {machine['load_average_at_start']:.1f}, took {took_s:.0f} s"
+    )
 
 
 def write_json(results: Results, path: Path) -> None:

@@ -1,7 +1,6 @@
 """Carries out a plan: fills both engines with the same texts, then lets them answer the same questions in turns.
 
-A question is asked once in the whole run (per engine and round), so that no cache of query embeddings shortens the work of
-either side. Used by `python -m ops.bench`.
+Used by `python -m ops.bench`.
 """
 
 from __future__ import annotations
@@ -11,42 +10,20 @@ import platform
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ops.bench.load import Generator, Pass
-from ops.bench.plan import Fill, Found, Plan, Results, Weight, timing
+from ops.bench.load import Pass
+from ops.bench.plan import Fill, Found, Plan, Results, Weight
+from ops.bench.rounds import Engine, Questions, measure, recall_steps
 from ops.bench.servers import Chroma, Node, Server
 from ops.bench.texts import Fact, facts
 
-QUESTIONS_A_SECOND = 1500
-"""Questions prepared for a pass; an engine that is faster begins again, and gains by it."""
 Say = Callable[[str], None]
-
-
-class Engine:
-    """A server with its load generator."""
-
-    def __init__(self, server: Server, out: Path) -> None:
-        self.server = server
-        self.name = server.name
-        self._log = out / f"{server.name}-load.log"
-        self._generator: Generator | None = None
-
-    @property
-    def load(self) -> Generator:
-        if self._generator is None:
-            self._generator = Generator(self.name, self.server.port, self._log)
-        return self._generator
-
-    def close(self) -> None:
-        if self._generator is not None:
-            self._generator.close()
-            self._generator = None
 
 
 class Bench:
@@ -66,7 +43,7 @@ class Bench:
         self._engines = [Engine(servers[name], out) for name in engines]
         needed = sum(plan.sizes)
         self._stored = facts(needed, plan.seed)
-        self._questions = self._question_stream()
+        self._questions = Questions(plan.seed + 2)
 
     def run(self) -> Results:
         began = time.monotonic()
@@ -90,11 +67,6 @@ class Bench:
                 engine.server.discard()
         self.results.took_s = time.monotonic() - began
         return self.results
-
-    def _turns(self) -> Iterator[list[Engine]]:
-        """The engines for each round, the first of one round being the last of the next."""
-        for number in range(self.plan.rounds):
-            yield self._engines if number % 2 == 0 else self._engines[::-1]
 
     def _cold_starts(self) -> None:
         for engine in self._engines:
@@ -188,7 +160,7 @@ class Bench:
     def _recalls(self, group: str, size: int) -> None:
         for clients in self.plan.clients:
             self._say(f"recall at {size:,}, {clients} clients")
-            slices = self._slices()
+            slices = self._questions.slices(self.plan.rounds, self.plan.seconds)
 
             def recall(engine: Engine, number: int, clients: int = clients, slices: Any = slices) -> Pass:
                 return engine.load.timed(
@@ -208,13 +180,8 @@ class Bench:
         node = next((engine for engine in self._engines if engine.name == "dakera"), None)
         if node is None:
             return
-        questions = [next(self._questions) for _ in range(50)]
-        answers = node.load.call("explain", group=group, questions=questions, top_k=self.plan.top_k)
-        samples: dict[str, list[float]] = {}
-        for answer in answers:
-            for step, ms in _step_times(answer):
-                samples.setdefault(step, []).append(ms)
-        self.results.steps[f"{size}"] = {step: statistics.median(times) for step, times in samples.items()}
+        steps = recall_steps(node, group, self._questions.take(50), self.plan.top_k)
+        self.results.steps[f"{size}"] = steps
 
     def _many_agents(self) -> None:
         plan = self.plan
@@ -237,7 +204,7 @@ class Bench:
         rng = random.Random(plan.seed)
         for clients in plan.clients:
             self._say(f"recall over {plan.agents:,} agents, {clients} clients")
-            slices = self._slices()
+            slices = self._questions.slices(self.plan.rounds, self.plan.seconds)
             asked = [rng.choices(groups, k=len(questions)) for questions in slices]
 
             def recall(
@@ -256,15 +223,7 @@ class Bench:
         self._weigh(f"and {plan.agents:,} agents x {plan.agent_memories}", self._stored_count())
 
     def _measure(self, what: str, size: int, clients: int, one: Callable[[Engine, int], Pass]) -> None:
-        passes: dict[str, list[Pass]] = {engine.name: [] for engine in self._engines}
-        cpu_s: dict[str, float] = dict.fromkeys(passes, 0.0)
-        for number, turn in enumerate(self._turns()):
-            for engine in turn:
-                before = engine.server.cpu_s()
-                passes[engine.name].append(one(engine, number))
-                cpu_s[engine.name] += engine.server.cpu_s() - before
-        for name, measured in passes.items():
-            self.results.timings.append(timing(name, what, size, clients, measured, cpu_s[name]))
+        self.results.timings += measure(self._engines, self.plan.rounds, what, size, clients, one)
 
     def _weigh(
         self, when: str, memories: int, engines: list[Engine] | None = None, start_s: float | None = None
@@ -280,31 +239,6 @@ class Bench:
                     start_s=start_s,
                 )
             )
-
-    def _slices(self) -> list[list[str]]:
-        """The questions of each round of one measurement."""
-        count = int(QUESTIONS_A_SECOND * self.plan.seconds)
-        return [[next(self._questions) for _ in range(count)] for _ in range(self.plan.rounds)]
-
-    def _question_stream(self) -> Iterator[str]:
-        seed = self.plan.seed + 2
-        while True:
-            yield from (fact.question for fact in facts(20_000, seed))
-            seed += 1
-
-
-def _step_times(answer: Any, path: str = "") -> Iterator[tuple[str, float]]:
-    """Every number under a key that ends in `_ms`, wherever it stands outside the memories."""
-    if not isinstance(answer, dict):
-        return
-    for key, value in answer.items():
-        name = f"{path}.{key}" if path else key
-        if key.endswith("_ms") and isinstance(value, int | float):
-            yield name.removesuffix("_ms"), float(value)
-        elif key.endswith("_ms") and isinstance(value, dict):
-            yield from ((f"{name.removesuffix('_ms')}.{step}", float(ms)) for step, ms in value.items())
-        elif key != "memories":
-            yield from _step_times(value, name)
 
 
 def machine() -> dict[str, Any]:

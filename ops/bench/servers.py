@@ -26,6 +26,9 @@ class Server:
     """One server process. ``start`` returns the seconds until it answered with 200."""
 
     name = ""
+    """What the tables call it."""
+    engine = ""
+    """Whose clients it serves."""
     ready_path = "/"
 
     def __init__(self, home: Path, log: Path) -> None:
@@ -40,9 +43,20 @@ class Server:
     def environment(self) -> Mapping[str, str]:
         return os.environ
 
+    @property
+    def ports(self) -> list[int]:
+        """Where clients connect, each to one, in turn."""
+        return [self.port]
+
     def start(self) -> float:
-        self.home.mkdir(parents=True, exist_ok=True)
         began = time.perf_counter()
+        self.spawn()
+        self.wait(began)
+        return time.perf_counter() - began
+
+    def spawn(self) -> None:
+        """Start the process without waiting for it."""
+        self.home.mkdir(parents=True, exist_ok=True)
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 self.argv(),
@@ -52,6 +66,10 @@ class Server:
                 stderr=log,
                 cwd=self.home,
             )
+
+    def wait(self, began: float) -> None:
+        """Wait until it answers. ``began``: when it was started, by the performance counter."""
+        assert self._process is not None
         while not self._answers():
             if self._process.poll() is not None:
                 raise RuntimeError(f"{self.name} ended with status {self._process.returncode}; see {self._log}")
@@ -59,13 +77,17 @@ class Server:
                 self.stop()
                 raise RuntimeError(f"{self.name} did not answer within {START_TIMEOUT_S:.0f} s; see {self._log}")
             time.sleep(_POLL_S)
-        return time.perf_counter() - began
+
+    def terminate(self) -> None:
+        """Ask it to end, without waiting."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
 
     def stop(self) -> None:
+        self.terminate()
         process, self._process = self._process, None
-        if process is None or process.poll() is not None:
+        if process is None:
             return
-        process.send_signal(signal.SIGTERM)
         try:
             process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -107,7 +129,7 @@ class Server:
 
 
 class Node(Server):
-    name = "dakera"
+    name = engine = "dakera"
     ready_path = "/health/ready"
 
     def argv(self) -> list[str]:
@@ -129,7 +151,7 @@ class Node(Server):
 
 
 class Chroma(Server):
-    name = "chromadb"
+    name = engine = "chromadb"
     ready_path = "/api/v2/heartbeat"
 
     def argv(self) -> list[str]:

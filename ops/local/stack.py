@@ -215,7 +215,7 @@ class Stack:
             ports += [layout.dashboard_port, layout.grpc_port, *(layout.node_port(number) for number in self.numbers)]
             ports += [layout.gossip_port(number) for number in self.numbers]
         for port in ports:
-            if _listens(port):
+            if listens(port):
                 raise StackError(
                     f"Something else listens on port {port}; choose other ports: make up PORT={layout.port + 100}"
                 )
@@ -311,7 +311,8 @@ def _key(given: Mapping[str, str]) -> str | None:
     return given.get("DAKERA_ROOT_API_KEY") or given.get("DAKERA_API_KEY") or None
 
 
-def _listens(port: int) -> bool:
+def listens(port: int) -> bool:
+    """Whether somebody accepts connections on a port of this machine."""
     with socket.socket() as probe:
         probe.settimeout(0.5)
         return probe.connect_ex((HOST, port)) == 0
