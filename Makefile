@@ -17,7 +17,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 STAMP := .venv/.installed
 
-.PHONY: help setup up down status demo-failover test lint docs docs-check bench bench-recall fit clean
+.PHONY: help setup up down status demo-failover test lint docs docs-check bench bench-join bench-recall fit clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -82,6 +82,9 @@ bench: $(STAMP)-bench model ## store, recall, memory and start-up beside chromad
 	$(BIN)/python -m ops.bench $(if $(SIZES),--sizes $(SIZES)) $(BENCH)
 	$(BIN)/python -m ops.bench.peer_transport --json bench-out/peer_transport.json
 	$(BIN)/python -m ops.bench.replication --json bench-out/replication.json
+
+bench-join: $(STAMP)-bench model ## a fourth node joins three that hold 100,000 memories, under load, and leaves again
+	$(BIN)/python -m ops.bench.join --json bench-out/join.json
 
 bench-recall: $(STAMP)-bench model ## does recall bring back the right turns (DATA=file.json ... KIT=dir PEERS=bm25,rrf)
 	@test -n "$(DATA)" || { echo "make bench-recall DATA=<file.json> KIT=<directory of locomo.py>"; exit 1; }

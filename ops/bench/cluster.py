@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ class Cluster(Server):
     def settle(self) -> None:
         """Wait until every node sees all of them alive, a leader, every shard whole, and none of them moving."""
         for member in self.members:
-            self.until(f"{member.name} sees a healthy cluster", lambda port=member.port: self._is_settled(port))
+            self.until(f"{member.name} sees a healthy cluster", partial(self._is_settled, member.port))
 
     def _is_settled(self, port: int) -> bool:
         seen = self.ask("GET", "/admin/cluster/status", port=port)
@@ -110,6 +111,13 @@ class Cluster(Server):
             raise RuntimeError(f"{method} {path} answered {response.status}: {text[:300]!r}")
         answer: dict[str, Any] = msgspec.json.decode(text)
         return answer
+
+    def is_balanced(self) -> bool:
+        """Nothing moves, and the leader wants nothing to."""
+        if self.ask("GET", "/admin/cluster/status")["moving_shards"]:
+            return False
+        planned = self.ask("POST", "/admin/cluster/shards/rebalance", {"dry_run": True})["planned_moves"]
+        return not planned
 
     def holders(self) -> dict[int, tuple[str, ...]]:
         """shard -> the nodes that hold it for good, as the first node believes."""

@@ -11,6 +11,7 @@ ENGINE PORT[,PORT...]` is the process.
 
 from __future__ import annotations
 
+import http.client
 import itertools
 import subprocess
 import sys
@@ -38,6 +39,13 @@ class Pass(msgspec.Struct):
     def rate(self) -> float:
         """Operations a second."""
         return len(self.latencies_ms) / self.wall_s
+
+
+class Mixed(msgspec.Struct):
+    """A pass in which requests may fail: ``done`` counts those too."""
+
+    done: Pass
+    problems: list[str]
 
 
 class Generator:
@@ -125,6 +133,27 @@ class _Worker:
             connection.store_batch(groups[index], keys, [texts[at] for at in chosen], rows[chosen])
 
         return self._drive(put, clients, None, len(groups))
+
+    def mixed(
+        self, groups: list[str], writers: list[str], questions: list[str], texts: list[str], clients: int, seconds: float,
+        start: int, top_k: int,
+    ) -> Mixed:  # fmt: skip
+        """Recalls of ``groups`` and stores for ``writers`` in turn, from number ``start`` on. A request that fails is counted
+        and the client goes on."""
+        problems: list[str] = []
+
+        def work(connection: Connection, index: int) -> None:
+            number = start + index
+            half = number // 2
+            try:
+                if number % 2:
+                    connection.recall(groups[half % len(groups)], questions[half % len(questions)], top_k)
+                else:
+                    connection.store(writers[half % len(writers)], f"mixed-{number}", texts[half % len(texts)])
+            except (OSError, RuntimeError, http.client.HTTPException) as error:
+                problems.append(f"{type(error).__name__}: {error}"[:200])
+
+        return Mixed(self._drive(work, clients, seconds, None), problems)
 
     def found(self, group: str, questions: list[str], expected: list[str], top_k: int) -> float:
         """Share of questions whose memory is among the first ``top_k``."""

@@ -65,9 +65,9 @@ def timing(engine: str, what: str, size: int, clients: int, passes: list[Any], s
         size=size,
         clients=clients,
         count=len(latencies),
-        p50_ms=_quantile(latencies, 0.50),
-        p95_ms=_quantile(latencies, 0.95),
-        p99_ms=_quantile(latencies, 0.99),
+        p50_ms=quantile(latencies, 0.50),
+        p95_ms=quantile(latencies, 0.95),
+        p99_ms=quantile(latencies, 0.99),
         rate=statistics.median(rates),
         rate_low=min(rates),
         rate_high=max(rates),
@@ -76,7 +76,7 @@ def timing(engine: str, what: str, size: int, clients: int, passes: list[Any], s
     )
 
 
-def _quantile(ordered: list[float], share: float) -> float:
+def quantile(ordered: list[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
