@@ -2,9 +2,9 @@
 
 One task for each shard that has something to do, so that nothing of one shard ever overlaps: a drop has ended before the next
 join begins, and a page that arrives late under a map that is gone is dropped or wiped with the rest. Fetching is bounded in
-shards at once and in bytes a second; waiting for a source that failed, or for the leader, takes no one's place. A map with
-another version of the shard cancels its machine in the same step that makes the map current; what is on disk
-(`cluster.holdings`) is where the next one starts, after a crash as well.
+shards at once and in bytes a second, and while users ask it rests between pages; waiting for a source that failed, or for the
+leader, takes no one's place. A map with another version of the shard cancels its machine in the same step that makes the map
+current; what is on disk (`cluster.holdings`) is where the next one starts, after a crash as well.
 
 ::
 
@@ -38,7 +38,7 @@ from dakera_cluster.cluster.mover_wire import SNAPSHOT, PageAnswer, PageAsk
 from dakera_cluster.cluster.repair import Repair
 from dakera_cluster.cluster.repair_session import MustWipeError
 from dakera_cluster.cluster.rounds import Rounds
-from dakera_cluster.cluster.throttle import Throttle
+from dakera_cluster.cluster.throttle import Demand, Pace, Throttle
 from dakera_cluster.model.errors import DakeraError, ServiceUnavailableError
 from dakera_cluster.model.ids import NodeId, ShardId
 from dakera_cluster.model.shardmap import ReplicaState, ShardMap, ShardState
@@ -72,6 +72,8 @@ from dakera_cluster.shard.host import Host
 log = logging.getLogger(__name__)
 
 PAGE_TIMEOUT_MS = 30_000.0
+MOST_REST_S = 5.0
+"""A map that changes is not waited for longer than this."""
 RETRY_S = 1.0
 """Pause after the disk failed in the middle of a transfer."""
 SHARDS_PER_SLICE = 2_048
@@ -88,6 +90,8 @@ class MoverSettings(msgspec.Struct, frozen=True, kw_only=True):
     shards_at_once: int = 2
     bytes_per_s: float = 32 << 20
     page_bytes: int = 1 << 20
+    share: float = 0.1
+    """Of the node's processors, for shards that join it while users ask it or the source; a lost disk is refilled at once."""
     transfer: TransferConfig = TransferConfig()
 
 
@@ -165,6 +169,9 @@ class Mover:
         self._now_ms = now_ms
         self._clock_ms = clock_ms
         self._throttle = Throttle(settings.bytes_per_s)
+        self._demand = Demand(lambda: host.asked)
+        self._pace = Pace(settings.share, settings.shards_at_once)
+        self._busy_sources: dict[NodeId, bool] = {}
         self._free = asyncio.Semaphore(settings.shards_at_once)
         self._at_once = 0
         self._jobs: dict[ShardId, _Job] = {}
@@ -400,7 +407,7 @@ class Mover:
                 return None
 
     async def _fetch(self, job: _Job, move: Move, shard: ShardId, source: NodeId, cursor: bytes) -> Event:
-        started_ms = self._now_ms()
+        started_ms, began_s = self._now_ms(), time.perf_counter()
         ask = PageAsk(shard, move.version, cursor, self._settings.page_bytes)
         try:
             page = unpack(await self._caller.call(source, SNAPSHOT, pack(ask), PAGE_TIMEOUT_MS), PageAnswer)
@@ -416,10 +423,14 @@ class Mover:
         await self._intake.repair(shard, page.rows, started_ms)
         size = size_of(page.rows)
         self._count(move, len(page.rows), size)
+        self._busy_sources[source] = page.busy
+        worked_s = time.perf_counter() - began_s
         await self._throttle.pay(size)
+        await self._rest(move, source, worked_s)
         return SnapshotChunk(source, page.cursor)
 
     async def _compare(self, job: _Job, move: Move, shard: ShardId, source: NodeId) -> Event:
+        began_s = time.perf_counter()
         try:
             version = await self._repair.session(shard, source, lambda rows, size: self._count(move, rows, size))
         except MustWipeError as error:
@@ -428,7 +439,12 @@ class Mover:
             return SourceFailed(source)
         except DakeraError as error:
             return await self._failed(shard, source, error)
+        await self._rest(move, source, time.perf_counter() - began_s)
         return RepairDone(source, version)
+
+    async def _rest(self, move: Move, source: NodeId, worked_s: float) -> None:
+        if move.mode is Mode.JOIN and (self._demand.is_high() or self._busy_sources.get(source, False)):
+            await asyncio.sleep(min(MOST_REST_S, self._pace.rest_s(worked_s)))
 
     async def _failed(self, shard: ShardId, source: NodeId, error: DakeraError) -> Event:
         self.stats.source_failures += 1

@@ -21,8 +21,10 @@ class PageAsk(msgspec.Struct, frozen=True, array_like=True):
 
 
 class PageAnswer(msgspec.Struct, frozen=True, array_like=True):
-    """``cursor``: where the next page begins; None after the last row. ``round``: the source's collection rounds."""
+    """``cursor``: where the next page begins; None after the last row. ``round``: the source's collection rounds.
+    ``busy``: users ask the source for other things meanwhile."""
 
     rows: list[Row]
     cursor: bytes | None
     round: Round
+    busy: bool = False

@@ -15,6 +15,7 @@ from dakera_cluster.cluster.door import Door
 from dakera_cluster.cluster.intake import rows_of
 from dakera_cluster.cluster.mover_wire import SNAPSHOT, PageAnswer, PageAsk
 from dakera_cluster.cluster.rounds import Round, Rounds
+from dakera_cluster.cluster.throttle import Demand
 from dakera_cluster.shard.host import Host
 
 PAGE_MAX_BYTES = 4 << 20
@@ -28,6 +29,7 @@ class SnapshotService:
         self._door = door
         self._host = host
         self._rounds = rounds
+        self._demand = Demand(lambda: host.asked)
 
     def register(self, server: Registrar) -> None:
         server.register(SNAPSHOT, self._page)
@@ -41,4 +43,4 @@ class SnapshotService:
         page = await asyncio.to_thread(replica.page, ask.cursor, most_rows=PAGE_ROWS, most_bytes=most_bytes)
         # Each number from the side on which it is the worse: the rows may have been read before or after a round.
         round_ = Round(confirmed, self._rounds.get(ask.shard).collected)
-        return pack(PageAnswer(rows_of(page), page[-1][0] if page else None, round_))
+        return pack(PageAnswer(rows_of(page), page[-1][0] if page else None, round_, self._demand.is_high()))

@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_FOR_USERS = (ops.Apply, ops.Read, ops.Search, ops.Recall, ops.Select)
 HOUSEKEEPING_INTERVAL_S = 0.5
 MAINTENANCE_STEPS_PER_ROUND = 64
 
@@ -68,6 +69,8 @@ class Host:
         self._trimmed_at = 0
         self._housekeeper: asyncio.Task[None] | None = None
         self._unfinished: set[asyncio.Task[Any]] = set()
+        self.asked = 0
+        """Requests served on behalf of users: how busy the node is, to whoever has work that can wait."""
 
     def start(self) -> None:
         """Begin housekeeping: index maintenance, snapshots, eviction."""
@@ -103,6 +106,7 @@ class Host:
     async def handle(self, request: ops.Request) -> ops.Answer:
         """Answer one request. Raises the errors of `model.errors`."""
         replica = self.replica(request.shard)
+        self.asked += isinstance(request, _FOR_USERS)
         match request:
             case ops.Apply():
                 return await self._apply(replica, request)

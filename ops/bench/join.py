@@ -28,12 +28,15 @@ from ops.bench.plan import quantile
 from ops.bench.report import print_machine
 from ops.bench.rounds import Engine, Questions
 from ops.bench.run import machine
+from ops.bench.servers import machine_busy_s
 from ops.bench.texts import Fact, facts
 
 SEED = 20_264
 REPLICAS = 3
 WRITERS = 100
 """Agents that new memories are stored for: others than those that are asked, whose answers must stay the same."""
+WARM_S = 5.0
+"""Of the load, before it is measured."""
 SLICE_S = 1.0
 """Length of one pass of the load: what a phase is made of."""
 MOVE_TIMEOUT_S = 900.0
@@ -67,6 +70,10 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
     p50_ms: float
     p99_ms: float
     failed: int
+    cores: float
+    """Processor seconds of all nodes a second."""
+    others: float
+    """The same of everything else on this machine, the load generator included: what the nodes could not have."""
 
 
 class Moved(msgspec.Struct, frozen=True, kw_only=True):
@@ -181,6 +188,7 @@ class Join:
             cluster.start()
             self._fill()
             self._check("three nodes")
+            self._warm()
             texts = [fact.memory for fact in facts(self.plan.distinct, SEED + 2)]
             with Traffic(self._engine, self.plan, self._groups, self._writers, texts) as traffic:
                 self._measure(traffic)
@@ -204,6 +212,19 @@ class Join:
         self.results.fill_rate = plan.memories / filled.wall_s
         self._say(f"filled at {self.results.fill_rate:.0f} memories a second")
 
+    def _warm(self) -> None:
+        """Every node has been asked for every agent: what a first question costs belongs to no phase."""
+        self._say("asking every node for every agent once")
+        questions = Questions(SEED + 3).take(len(self._groups))
+        for member in self._cluster.members:
+            engine = Engine(member, self._out)
+            try:
+                engine.load.timed(
+                    "recall_all", groups=self._groups, questions=questions, clients=2, top_k=self.plan.top_k
+                )
+            finally:
+                engine.close()
+
     def _check(self, when: str) -> None:
         """Questions of the agents that only recall: what was there before must be found after."""
         each = self.plan.memories // self.plan.agents
@@ -221,8 +242,7 @@ class Join:
 
     def _measure(self, traffic: Traffic) -> None:
         cluster = self._cluster
-        # The first seconds load views and fill caches: they belong to no phase.
-        time.sleep(self.plan.steady_s / 2)
+        time.sleep(WARM_S)
         self._phase(traffic, "before", self._steady)
         before = cluster.holders()
         began = time.monotonic()
@@ -255,9 +275,9 @@ class Join:
         self._cluster.until(f"{node} holds nothing", is_empty, MOVE_TIMEOUT_S)
 
     def _phase(self, traffic: Traffic, name: str, happens: Callable[[], object]) -> None:
-        start = time.monotonic()
+        start, spent, busy = time.monotonic(), self._cluster.cpu_s(), machine_busy_s()
         happens()
-        end = time.monotonic()
+        end, spent, busy = time.monotonic(), self._cluster.cpu_s() - spent, machine_busy_s() - busy
         # The slice under way ends within its second; what lies across the border belongs to no phase.
         time.sleep(2 * SLICE_S)
         slices = traffic.between(start, end)
@@ -273,6 +293,8 @@ class Join:
             p50_ms=quantile(latencies, 0.5) if latencies else 0.0,
             p99_ms=quantile(latencies, 0.99) if latencies else 0.0,
             failed=sum(len(one.problems) for one in slices),
+            cores=spent / (end - start),
+            others=max(0.0, busy - spent) / (end - start),
         )
         self.results.phases.append(phase)
         self._say(
@@ -297,7 +319,18 @@ def print_tables(results: JoinResults, console: Console) -> None:
     print_machine(results.machine, results.took_s, console)
     plan = results.plan
     table = Table(title=f"{plan.memories:,} memories of {plan.agents:,} agents, {plan.clients} clients, half stores")
-    for heading in ("phase", "seconds", "operations", "rate /s", "of before", "p50 ms", "p99 ms", "failed"):
+    for heading in (
+        "phase",
+        "seconds",
+        "operations",
+        "rate /s",
+        "of before",
+        "p50 ms",
+        "p99 ms",
+        "failed",
+        "cores",
+        "others'",
+    ):
         table.add_column(heading, justify="left" if heading == "phase" else "right")
     for phase in results.phases:
         table.add_row(
@@ -309,6 +342,8 @@ def print_tables(results: JoinResults, console: Console) -> None:
             f"{phase.p50_ms:.1f}",
             f"{phase.p99_ms:.1f}",
             str(phase.failed),
+            f"{phase.cores:.2f}",
+            f"{phase.others:.2f}",
         )
     console.print(table)
     for moved in results.moves:

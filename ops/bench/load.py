@@ -104,6 +104,14 @@ class _Worker:
 
         return self._drive(ask, clients, seconds, None)
 
+    def recall_all(self, groups: list[str], questions: list[str], clients: int, top_k: int) -> Pass:
+        """Each group once, with the question at its place."""
+
+        def ask(connection: Connection, index: int) -> None:
+            connection.recall(groups[index], questions[index], top_k)
+
+        return self._drive(ask, clients, None, len(groups))
+
     def store(self, group: str, keys: list[str], texts: list[str], clients: int, seconds: float) -> Pass:
         def put(connection: Connection, index: int) -> None:
             connection.store(group, keys[index], texts[index])

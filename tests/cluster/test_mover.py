@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dakera_cluster.cluster import throttle
 from dakera_cluster.cluster.mover import MoverSettings
 from dakera_cluster.cluster.mover_wire import SNAPSHOT
 from dakera_cluster.cluster.repair_wire import EXCHANGE, ROOT
@@ -23,7 +25,7 @@ from dakera_cluster.protocols import digest
 from dakera_cluster.protocols.rebalance import ReadyReport
 from dakera_cluster.protocols.transfer import Holding, Mode, Stage, TransferConfig
 from dakera_cluster.shard import keys, ops
-from tests.support.replicas import NAMESPACE, World, until
+from tests.support.replicas import NAMESPACE, Replicant, World, until
 
 MakeWorld = Callable[..., World]
 A, B, C, D = (NodeId(name) for name in "abcd")
@@ -393,6 +395,58 @@ async def test_the_throttle_holds_over_a_move(worlds: MakeWorld) -> None:
     await join(world)
     await until(lambda: ReadyReport(ShardId(0), 2, D) in world.ready)
     assert asyncio.get_running_loop().time() - began > 0.3
+
+
+@pytest.fixture
+def rests(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What moves rested after; none of them really does. Demand is judged at once."""
+    taken: list[float] = []
+
+    def rest_s(pace: throttle.Pace, worked_s: float) -> float:
+        taken.append(worked_s)
+        return 0.0
+
+    monkeypatch.setattr(throttle.Pace, "rest_s", rest_s)
+    monkeypatch.setattr(throttle, "LOOK_S", 1e-6)
+    return taken
+
+
+@contextlib.asynccontextmanager
+async def asked(world: World, names: str) -> AsyncIterator[None]:
+    """Users ask these nodes all the time."""
+
+    async def ask(replicant: Replicant) -> None:
+        while True:
+            await replicant.host.handle(ops.Read(0, 0, NAMESPACE, Kind.DOCUMENT, ["m0000"]))
+
+    tasks = [asyncio.create_task(ask(world[name])) for name in names]
+    yield
+    for task in tasks:
+        task.cancel()
+
+
+@pytest.mark.parametrize(("busy", "rested"), [("", False), ("abc", True), ("d", True)])
+async def test_a_join_rests_while_users_ask_its_source_or_itself(
+    worlds: MakeWorld, rests: list[float], busy: str, rested: bool
+) -> None:
+    world = await worlds(shards=1, mover=SMALL_PAGES).born("a", "b", "c")
+    await fill(world, 60)
+    await world.start("d")
+    async with asked(world, busy):
+        await join(world)
+        await until(lambda: ReadyReport(ShardId(0), 2, D) in world.ready)
+    assert bool(rests) is rested
+
+
+async def test_a_lost_disk_is_refilled_without_rest(world: World, rests: list[float]) -> None:
+    await fill(world, 60)
+    async with asked(world, "ab"):
+        await world.restart("c", new_disk=True)
+        assert world.map is not None
+        await world.change({0: ShardState(2, world.map.shards[0].replicas)})
+        await world.settled()
+    assert world.agree(0)
+    assert not rests
 
 
 async def test_a_node_that_lost_its_disk_fetches_everything_and_does_not_vote_before(worlds: MakeWorld) -> None:

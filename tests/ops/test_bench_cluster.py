@@ -42,7 +42,9 @@ def test_the_parts_of_a_store_are_means_of_what_was_added_between_two_looks() ->
 
 
 def phase(name: str, relative: float) -> Phase:
-    return Phase(name=name, seconds=5, operations=9, rate=9, relative=relative, p50_ms=1, p99_ms=2, failed=0)
+    return Phase(
+        name=name, seconds=5, operations=9, rate=9, relative=relative, p50_ms=1, p99_ms=2, failed=0, cores=1, others=0
+    )
 
 
 def results(**more: object) -> JoinResults:
