@@ -43,7 +43,7 @@ def settled(
 
 def scaled(values: NDArray[np.floating]) -> NDArray[np.float64]:
     """Min-max to 0..1; all zero when there is nothing to tell apart. NaN counts as the minimum."""
-    return all_scaled(values)[0]
+    return np.asarray(all_scaled(values)[0])
 
 
 def all_scaled(*values: NDArray[np.floating]) -> NDArray[np.float64]:
