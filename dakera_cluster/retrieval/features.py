@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from dakera_cluster.native import late as native
 from dakera_cluster.native import order
+from dakera_cluster.retrieval import talk
 from dakera_cluster.retrieval.candidates import Candidates
 from dakera_cluster.retrieval.context import Neighbourhood, neighbourhood
 from dakera_cluster.retrieval.late import LateQuery, Matches, glance, weighted
@@ -31,6 +32,8 @@ NEIGHBOUR_SHARE = 0.8
 """What a neighbour's word counts beside the memory's own when a window covers the question."""
 NEAR_WORDS, WIDE_WORDS = 150, 400
 WINDOW_TURNS = 4
+RANK_SCALE = 5
+"""Places after which a rank counts half."""
 
 NAMES: dict[str, str] = {
     "bm25": "BM25 of the memory",
@@ -41,15 +44,17 @@ NAMES: dict[str, str] = {
     "cosine": "cosine of the question and the memory",
     "passage": "cosine of the question and its best passage",
     "cosine_next": "cosine of the question and the memory that follows",
+    "cosine_lead": "mean cosine of it and the 300 words that lead up to it",
     "late": "late interaction, the question's words by idf, best passage",
     "late_first": "late interaction with its first passage",
-    "late_even": "late interaction, all words of the question alike",
     "cover_turn": "late interaction where the turn before or after may cover a word",
     "cover_next": "late interaction where the turn after may cover a word",
     "cover_near": "late interaction where 150 words around may cover a word",
+    "cover_talk": "late interaction where the candidates within 1,000 words of its talk may cover a word",
     "session": "best late interaction among the candidates of its session",
     "speaker": "share of its speaker's name that the question says",
     "speaker_only": "its speaker is the only one the question names",
+    "cover_said": "cover_turn, times the share of its speaker's name that the question says",
     "time_words": "it speaks of time and the question asks when",
     "number": "it holds a number and the question asks how many or how much",
     "date_day": "closeness of its time to the days the question names",
@@ -62,6 +67,8 @@ NAMES: dict[str, str] = {
     "cosine_apart": "cosine, times the share of the question's words that no candidate holds",
     "window_met": "window, times the share of the question's words that a candidate holds",
     "window_wide_met": "window_wide, times that share",
+    "window_rank": "1 for the candidate with the best window, falling with the rank",
+    "late_long": "late, times how long its talk is",
 }
 """Feature name to what it means; the order is that of the columns."""
 
@@ -81,12 +88,21 @@ FLAGS = frozenset(
         "cosine_apart",
         "window_met",
         "window_wide_met",
+        "window_rank",
+        "late_long",
+        "cover_said",
     )
 )
 """Features that mean the same for every question; all others are scaled over the ranked pool."""
 
-_SHARE_OF = {"cosine_apart": "cosine", "window_met": "window", "window_wide_met": "window_wide"}
-"""Graded features that count again, in proportion to how much of the question the candidates hold or lack."""
+_SHARE_OF = {
+    "cosine_apart": "cosine",
+    "window_met": "window",
+    "window_wide_met": "window_wide",
+    "late_long": "late",
+    "cover_said": "cover_turn",
+}
+"""Graded features that count again, in proportion to what else is known of the question or the memory."""
 _PLACE = {name: place for place, name in enumerate(NAMES)}
 _GRADED = np.array([name not in FLAGS or name in _SHARE_OF for name in NAMES])
 _WORD = re.compile(r"[a-z0-9]+")
@@ -117,7 +133,7 @@ def features(
 ) -> Features:
     """The features of the pool. ``own`` are the matches of exactly the pool's slots."""
     slots = pool.slots
-    around = neighbourhood(view.evidence, slots)
+    around, stretch = neighbourhood(view.evidence, slots), talk.stretch(view, slots)
     columns: dict[str, NDArray[np.float64]] = {
         "bm25": pool.bm25,
         "coverage": pool.coverage,
@@ -126,7 +142,8 @@ def features(
         "window_wide": window_scores(words, slots, around.slots, around.within(WIDE_WORDS)),
         "late": weighted(late, own.best),
         "late_first": own.first,
-        "late_even": native.weighted(own.best, np.full(len(late), 1 / max(1, len(late)))),
+        "cosine_lead": talk.led_up_to(view, query, slots, pool.cosine, stretch),
+        "cover_talk": talk.covered(late, own.best, slots, stretch),
         **_vectors(view, query, pool, around),
         **_context(view, late, slots, own, around),
         **_speaker(view, query.text, slots),
@@ -134,6 +151,7 @@ def features(
         **_form(view, query.text, slots),
     }
     columns["session"] = _sessions(view, slots, columns["late"])
+    columns["window_rank"] = _by_rank(columns["window"])
     columns["in_session"] = (around.slots[:, 0] >= 0).astype(np.float64)
     values = np.empty((len(NAMES), len(slots)))
     for place, name in enumerate(NAMES):
@@ -141,9 +159,22 @@ def features(
     order.scale_rows(values, _GRADED)
     # A question in other words than the memories' own must be answered by meaning, one in the same words by the words.
     met = float(pool.coverage.max(initial=0.0))
-    for name in _SHARE_OF:
-        values[_PLACE[name]] *= 1 - met if name == "cosine_apart" else met
+    shares = {
+        "cosine_apart": 1 - met,
+        "window_met": met,
+        "window_wide_met": met,
+        "late_long": talk.length(stretch),
+        "cover_said": columns["speaker"],
+    }
+    for name, share in shares.items():
+        values[_PLACE[name]] *= share
     return Features(slots, values.T, own.best)
+
+
+def _by_rank(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """1 for the greatest, half of it RANK_SCALE places later; equals share the better place."""
+    ahead = (values[None, :] > values[:, None]).sum(axis=1)
+    return np.asarray(RANK_SCALE / (RANK_SCALE + ahead))
 
 
 def _vectors(

@@ -18,7 +18,7 @@ from dakera_cluster.retrieval.features import NAMES
 
 Vector = NDArray[np.float64]
 
-EXPLAIN_ONLY = frozenset(("bm25", "coverage", "late", "in_session"))
+EXPLAIN_ONLY = frozenset(("bm25", "coverage", "cosine", "late", "length", "in_session"))
 """Features that are shown but not weighed: others say the same, and leaving them out generalised better."""
 FITTED = tuple(name for name in NAMES if name not in EXPLAIN_ONLY)
 PRIOR = {"assistant": -1.5}
@@ -32,12 +32,15 @@ TOLERANCE = 1e-7
 
 class Pool(msgspec.Struct, frozen=True):
     """What the model may order for one question. ``values``: float64[n, features]; ``gold``: bool[n]; ``evidence``: how many
-    memories are evidence, in the pool or not; ``group``: its conversation."""
+    memories are evidence, in the pool or not; ``group``: its conversation; ``share``: what it weighs beside the others of its
+    kind; ``is_altered``: asked of a store that was changed, to learn from and not to be measured."""
 
     values: NDArray[np.float64]
     gold: NDArray[np.bool_]
     evidence: int
     group: str
+    share: float = 1.0
+    is_altered: bool = False
 
 
 def fitted(kinds: Sequence[Sequence[Pool]], penalty: float = PENALTY) -> dict[str, float]:
@@ -48,7 +51,8 @@ def fitted(kinds: Sequence[Sequence[Pool]], penalty: float = PENALTY) -> dict[st
         useful = [pool for pool in pools if pool.gold.any() and not pool.gold.all()]
         values += [pool.values[:, columns] for pool in useful]
         gold += [pool.gold for pool in useful]
-        weights += [1 / (len(useful) * len(kinds))] * len(useful)
+        total = sum(pool.share for pool in useful) * len(kinds)
+        weights += [pool.share / total for pool in useful]
     prior = np.array([PRIOR.get(name, 0.0) for name in FITTED])
     found = minimised(_loss(values, gold, np.array(weights), prior, penalty), prior)
     return dict(zip(FITTED, found.tolist(), strict=True))
