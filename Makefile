@@ -12,6 +12,7 @@ KIT ?= ../shared/bench/recall
 DATA ?= $(wildcard $(KIT)/dev-*.json)
 PEERS ?=
 FIT ?=
+FACTS := tests/retrieval/facts.json
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -90,9 +91,9 @@ bench-recall: $(STAMP)-bench model ## does recall bring back the right turns (DA
 	@test -n "$(DATA)" || { echo "make bench-recall DATA=<file.json> KIT=<directory of locomo.py>"; exit 1; }
 	@$(foreach file,$(DATA),$(BIN)/python -m ops.bench.recall --kit $(KIT) --data $(file) --peers "$(PEERS)" &&) true
 
-fit: $(STAMP)-node model ## fit the weights of recall and say how well they hold (DATA=a.json b.json ..., FIT=--write)
+fit: $(STAMP)-node model ## fit the weights of recall and say how well they hold (DATA=a.json b.json ..., FIT=--write); our own facts are a kind too
 	@test -n "$(DATA)" || { echo "make fit DATA=<file.json ...>"; exit 1; }
-	$(BIN)/python -m ops.fit_recall --data $(DATA) $(FIT)
+	$(BIN)/python -m ops.fit_recall --data $(DATA) $(FACTS) $(FIT)
 
 clean: down ## remove the environment and everything built; data/ stays
 	rm -rf .venv build dist bench-out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -101,6 +101,21 @@ def documents(conversation: Conversation) -> list[tuple[str, dict[str, Any]]]:
     return result
 
 
+def run_together(rows: Sequence[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
+    """``rows`` as a client would store them that knows neither sessions nor times: one talk without a pause."""
+    return [
+        (row_id, {**fields, Field.SESSION: "all", Field.EVENT_TIME: float(CREATED_S + SECONDS_A_TURN * place)})
+        for place, (row_id, fields) in enumerate(rows)
+    ]
+
+
+def _stored(rows: Sequence[tuple[str, dict[str, Any]]]) -> LocalView:
+    view = LocalView()
+    for row_id, fields in rows:
+        view.put(row_id, fields)
+    return view
+
+
 class Maker:
     """Makes views of conversations with one encoder, through the code that a node runs when it stores."""
 
@@ -128,11 +143,14 @@ class Maker:
 
     def asked(self, conversation: Conversation) -> Asked:
         """The conversation stored, its questions encoded."""
-        view = LocalView()
-        for row_id, fields in self.rows(documents(conversation)):
-            view.put(row_id, fields)
+        return self.ways_of_asking(conversation)[0]
+
+    def ways_of_asking(self, conversation: Conversation) -> list[Asked]:
+        """The conversation as it is, and, if it has several sessions, run together."""
+        rows = self.rows(documents(conversation))
         questions = [(q, self.query(q.question)) for q in conversation.questions if q.evidence]
-        return Asked(conversation, view, questions)
+        stores = [rows, run_together(rows)] if len({f[Field.SESSION] for _, f in rows}) > 1 else [rows]
+        return [Asked(conversation, _stored(store), questions) for store in stores]
 
     def _ranges(self, text: str, overlap_tokens: int, max_tokens: int) -> list[tuple[int, int]]:
         return cut(text, self._encoder.token_spans(text), max_tokens, overlap_tokens)
