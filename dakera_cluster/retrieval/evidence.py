@@ -33,7 +33,7 @@ NO_SPEAKER = -1
 NO_OWNER = -1
 MAX_WORDS = 65_535
 DUMP_KIND = "evidence"
-DUMP_VERSION = 1
+DUMP_VERSION = 2
 
 _COLUMNS: dict[str, tuple[Any, Any]] = {
     "when": (np.float64, 0.0),
@@ -44,6 +44,7 @@ _COLUMNS: dict[str, tuple[Any, Any]] = {
     "about_self": (np.float32, 0.0),
     "has_time": (np.bool_, False),
     "has_number": (np.bool_, False),
+    "asks": (np.bool_, False),
     "dated": (np.bool_, False),
 }
 
@@ -96,6 +97,7 @@ class Evidence:
         columns["role"][slot] = traits.role
         columns["about_self"][slot] = traits.about_self
         columns["has_time"][slot], columns["has_number"][slot] = traits.has_time, traits.has_number
+        columns["asks"][slot] = traits.asks
         self.order.put(slot, fields.get(Field.SESSION), when, row_id)
         self._put_tokens(slot, fields.get(Field.TOKENS))
         self._put_passages(slot, fields.get(Field.PASSAGES))

@@ -61,6 +61,7 @@ NAMES: dict[str, str] = {
     "date_month": "its time lies in a month the question names",
     "length": "how much it says, up to 40 words",
     "about_self": "it speaks of its own speaker (I, my)",
+    "asks": "it asks something itself",
     "self_asked": "about_self, when the question speaks of the asker (I, my)",
     "assistant": "an assistant said it and the question speaks of the asker (I, my)",
     "in_session": "it has a turn before it",
@@ -82,6 +83,7 @@ FLAGS = frozenset(
         "date_month",
         "length",
         "about_self",
+        "asks",
         "self_asked",
         "assistant",
         "in_session",
@@ -258,6 +260,7 @@ def _form(view: RecallView, question: str, slots: NDArray[np.int64]) -> dict[str
     return {
         "length": length_scores(view.evidence.column("words", slots)),
         "about_self": about_self,
+        "asks": view.evidence.column("asks", slots).astype(np.float64),
         "self_asked": about_self if of_self else nothing,
         "assistant": by_assistant if of_self else nothing,
     }

@@ -68,6 +68,7 @@ class Traits(msgspec.Struct, frozen=True):
     has_time: bool
     has_number: bool
     about_self: float
+    asks: bool
 
 
 class Spoken(msgspec.Struct, frozen=True):
@@ -120,6 +121,7 @@ def traits_of(parts: Spoken) -> Traits:
         or any(piece.isdecimal() for piece in pieces)
         or _CURRENCY_OR_SHARE.search(body) is not None,
         about_self=min(MAX_SELF, _self_words(body[:SELF_SCAN_CHARS])) / MAX_SELF,
+        asks="?" in body,
     )
 
 

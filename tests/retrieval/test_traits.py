@@ -45,7 +45,9 @@ def test_traits_describe_the_body_only() -> None:
     assert traits.has_number
     assert traits.has_time
     assert 0 < traits.about_self < 1
+    assert not traits.asks
     assert not traits_of(spoken("[8 May 2023] Ann: A cat sleeps.", None)).has_time
+    assert traits_of(spoken("[8 May 2023] Ann: Why? It is warm there.", None)).asks
 
 
 def test_roles_are_told_from_people() -> None:
