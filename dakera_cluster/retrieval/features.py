@@ -20,7 +20,7 @@ from dakera_cluster.native import order
 from dakera_cluster.retrieval import talk
 from dakera_cluster.retrieval.candidates import Candidates
 from dakera_cluster.retrieval.context import Neighbourhood, neighbourhood
-from dakera_cluster.retrieval.late import LateQuery, Matches, glance, weighted
+from dakera_cluster.retrieval.late import LateQuery, Matches, alone, glance, weighted
 from dakera_cluster.retrieval.lexical import WordScores, window_scores
 from dakera_cluster.retrieval.order import NOBODY
 from dakera_cluster.retrieval.query import QueryFeatures
@@ -207,8 +207,7 @@ def _context(
     windows = {"cover_turn": turn, "cover_next": following, "cover_near": near_words}
     looked_at = turn | near_words
     if not looked_at.any():
-        alone = weighted(late, own.best)
-        return dict.fromkeys(windows, alone)
+        return dict.fromkeys(windows, alone(late, own.best))
     # The matches of the pool's own slots are known.
     others = np.setdiff1d(around.slots[looked_at], slots).astype(np.int64)
     best = np.concatenate([own.best, glance(late, view.evidence.tokens, others)], axis=1)

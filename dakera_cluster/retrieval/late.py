@@ -91,6 +91,11 @@ def weighted(query: LateQuery, similarities: NDArray[np.float32]) -> NDArray[np.
     return native.weighted(similarities, query.weights)
 
 
+def alone(query: LateQuery, best: NDArray[np.float32]) -> NDArray[np.float64]:
+    """float64[n]: what the context of a memory covers where nobody stands around it. Nobody lends less than nothing."""
+    return weighted(query, np.maximum(best, 0))
+
+
 def match(query: LateQuery, store: TokenStore, slots: NDArray[np.int64], max_tokens: int = MAX_TOKENS) -> Matches:
     """Match the question with ``slots``, the likeliest first: when they hold more than ``max_tokens`` tokens, the later ones
     are matched by their first passage only, and those still beyond it not at all. A pool of more than EXACT_TOKENS is matched

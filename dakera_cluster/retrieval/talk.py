@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dakera_cluster.native import late as native
 from dakera_cluster.retrieval.context import Neighbourhood, neighbourhood
-from dakera_cluster.retrieval.late import LateQuery
+from dakera_cluster.retrieval.late import LateQuery, alone
 from dakera_cluster.retrieval.order import NOBODY
 from dakera_cluster.retrieval.query import QueryFeatures
 from dakera_cluster.retrieval.view import RecallView
@@ -39,6 +39,8 @@ def stretch(view: RecallView, slots: NDArray[np.int64]) -> Neighbourhood:
     """The talk around ``slots``, as far as this module looks: neighbours beyond a pause, or beyond what nobody said, are
     NOBODY, whatever their words."""
     around = neighbourhood(view.evidence, slots, REACH)
+    if (around.slots == NOBODY).all():
+        return around
     sides = around.slots.reshape(len(slots), 2, REACH)
     when = np.empty((len(slots), 2, 1 + REACH))
     when[:, :, 0] = view.evidence.column("when", slots)[:, None]
@@ -54,9 +56,10 @@ def covered(
 ) -> NDArray[np.float64]:
     """float64[n]: late interaction where every candidate of the same stretch may cover a word of the question. ``best``:
     float32[t, n], what each word found in each of ``slots``."""
-    if not len(slots):
-        return np.zeros(0)
-    places = _places(slots, int(around.slots.max()))[around.slots]
+    greatest = int(around.slots.max(initial=NOBODY))
+    if greatest == NOBODY:
+        return alone(late, best)
+    places = _places(slots, greatest)[around.slots]
     inside = (places != NOBODY) & around.within(2 * TALK_WORDS)
     return native.lent_cover(best, np.where(inside, places, 0), inside, 1.0, late.weights)
 
@@ -71,6 +74,8 @@ def led_up_to(
     before = around.slots[:, :LEAD_TURNS].astype(np.int64)
     inside = (before != NOBODY) & (around.words[:, :LEAD_TURNS] <= LEAD_WORDS)
     reached = before[inside]
+    if not len(reached):
+        return cosine
     # Neighbours of neighbouring memories are the same: a mask by slot tells them apart faster than a sort.
     is_reached = np.zeros(int(reached.max(initial=NOBODY)) + 1, np.bool_)
     is_reached[reached] = True
