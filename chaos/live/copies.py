@@ -47,8 +47,9 @@ async def converge(cluster: LiveCluster, agents: Iterable[str], since: float, wi
     while True:
         is_late = time.monotonic() + POLL_S > since + within_s
         if is_late or not check_copies(await _read_all(cluster, agents, frozen=False), len(cluster.names), 0.0):
-            copies = await _read_all(cluster, agents, frozen=True)
+            # A node that holds no copy takes its time to say so while all others are stopped: that is not convergence.
             after_s = time.monotonic() - since
+            copies = await _read_all(cluster, agents, frozen=True)
             violations = check_copies(copies, expected, time.monotonic() * 1e3)
             if is_late or not violations:
                 break
