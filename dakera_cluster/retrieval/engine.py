@@ -23,7 +23,7 @@ from dakera_cluster.retrieval.candidates import Candidates, Mask, candidates
 from dakera_cluster.retrieval.classify import QuestionKind, classify
 from dakera_cluster.retrieval.coverage import covering
 from dakera_cluster.retrieval.features import NAMES, Features, features
-from dakera_cluster.retrieval.late import LateQuery, late_query, match, weighted
+from dakera_cluster.retrieval.late import LateQuery, late_query, match, supposed, weighted
 from dakera_cluster.retrieval.lexical import WordScores, word_scores
 from dakera_cluster.retrieval.model import Model, shipped
 from dakera_cluster.retrieval.options import Options, Rerank, Settings
@@ -145,6 +145,9 @@ def _second_stage(
     pool = found.head(POOL)
     late = late_query(query, view.evidence.tokens, max(1, len(view.text)))
     own = match(late, view.evidence.tokens, pool.slots)
+    bare = view.evidence.tokens.counts(pool.slots) == 0
+    if bare.any():
+        own = supposed(own, bare, pool.cosine, view.evidence.keys(pool.slots))
     seen = ties.scaled(pool.fused) + LATE_SHARE * ties.scaled(weighted(late, own.best))
     order = ties.ordered(seen, view.evidence.keys(pool.slots))
     laps.lap("late")

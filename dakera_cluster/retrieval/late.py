@@ -117,6 +117,24 @@ def match(query: LateQuery, store: TokenStore, slots: NDArray[np.int64], max_tok
     return Matches(best, first, seen)
 
 
+def supposed(own: Matches, bare: NDArray[np.bool_], cosine: NDArray[np.float64], keys: NDArray[np.uint64]) -> Matches:
+    """``own`` with what memories without token vectors (``bare``) may be supposed to match: what the one whose cosine is the
+    nearest to theirs does. A memory that came with a ready vector would else lose to every other that has any words at all.
+    Of donors with one cosine the key decides."""
+    donors = np.flatnonzero(own.has_tokens & ~np.isnan(cosine))
+    takers = np.flatnonzero(bare & ~np.isnan(cosine))
+    if not len(donors) or not len(takers):
+        return own
+    donors = donors[np.lexsort((keys[donors], cosine[donors]))]
+    known, wanted = cosine[donors], cosine[takers]
+    above = np.minimum(np.searchsorted(known, wanted), len(donors) - 1)
+    below = np.maximum(above - 1, 0)
+    chosen = donors[np.where(np.abs(wanted - known[below]) <= np.abs(known[above] - wanted), below, above)]
+    best, first = own.best.copy(), own.first.copy()
+    best[:, takers], first[takers] = best[:, chosen], first[chosen]
+    return Matches(best, first, own.has_tokens)
+
+
 def glance(
     query: LateQuery, store: TokenStore, slots: NDArray[np.int64], max_tokens: int = MAX_TOKENS
 ) -> NDArray[np.float32]:

@@ -4,6 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dakera_cluster.model.memories import Field
 from dakera_cluster.retrieval.engine import Ranking, rank
 from dakera_cluster.retrieval.evidence import Evidence
 from dakera_cluster.retrieval.features import NAMES
@@ -204,6 +205,17 @@ def test_routing_draws_from_one_list_only() -> None:
     assert np.isnan(words.cosine).all()
     near = rank(view, asked, Options(k=20, routing=Routing.VECTOR, rerank=Rerank.NONE), SETTINGS)
     assert (np.diff(near.cosine) <= 1e-9).all()
+
+
+def test_memories_that_came_with_ready_vectors_hold_their_place_beside_embedded_ones() -> None:
+    texts = [
+        f"{a} {b} near the {c}" for a, b, c in zip(WORDS, WORDS[3:] + WORDS[:3], WORDS[7:] + WORDS[:7], strict=True)
+    ]
+    ready = {f"v{n}": {k: v for k, v in row(text).items() if k != Field.TOKENS} for n, text in enumerate(texts)}
+    others = {f"e{n}": row(f"{text} again, said somebody else") for n, text in enumerate(reversed(texts[:6]))}
+    view = view_of(ready | others)
+    first = [ids(view, rank(view, question(text), Options(k=3), SETTINGS))[0] for text in texts[6:]]
+    assert first == [f"v{n}" for n in range(6, len(texts))]
 
 
 def test_an_empty_namespace_answers_with_nothing() -> None:
