@@ -14,6 +14,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     agents: int = 200
     agent_memories: int = 100
     clients: tuple[int, ...] = (1, 8)
+    crowd: int = 32
+    """Clients that ask the node at once, to see whether its throughput holds beyond its peak."""
     rounds: int = 3
     """Each engine is measured this often, in turns, so that a busy moment of the machine hits both."""
     seconds: float = 3.0

@@ -92,14 +92,14 @@ def recall_steps(engine: Engine, group: str, questions: list[str], top_k: int) -
 
 
 def _step_times(answer: Any, path: str = "") -> Iterator[tuple[str, float]]:
-    """Every number under a key that ends in `_ms`, wherever it stands outside the memories."""
+    """Every time that an answer tells outside its memories: numbers under a key in `_ms`, tables of steps under one in `_us`."""
     if not isinstance(answer, dict):
         return
     for key, value in answer.items():
         name = f"{path}.{key}" if path else key
         if key.endswith("_ms") and isinstance(value, int | float):
             yield name.removesuffix("_ms"), float(value)
-        elif key.endswith("_ms") and isinstance(value, dict):
-            yield from ((f"{name.removesuffix('_ms')}.{step}", float(ms)) for step, ms in value.items())
+        elif key.endswith("_us") and isinstance(value, dict):
+            yield from ((step, us / 1000) for step, us in value.items())
         elif key != "memories":
             yield from _step_times(value, name)

@@ -158,7 +158,7 @@ class Bench:
             self.results.found.append(Found(engine=engine.name, size=len(part), share=share))
 
     def _recalls(self, group: str, size: int) -> None:
-        for clients in self.plan.clients:
+        for clients in (*self.plan.clients, self.plan.crowd):
             self._say(f"recall at {size:,}, {clients} clients")
             slices = self._questions.slices(self.plan.rounds, self.plan.seconds)
 
@@ -172,7 +172,8 @@ class Bench:
                     top_k=self.plan.top_k,
                 )
 
-            self._measure("recall", size, clients, recall)
+            engines = [engine for engine in self._engines if clients != self.plan.crowd or engine.name == "dakera"]
+            self.results.timings += measure(engines, self.plan.rounds, "recall", size, clients, recall)
         self._steps(group, size)
 
     def _steps(self, group: str, size: int) -> None:
