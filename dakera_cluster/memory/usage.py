@@ -19,7 +19,8 @@ from dakera_cluster.model.rows import Kind, Row, note_usage
 
 log = logging.getLogger(__name__)
 
-FLUSH_INTERVAL_S = 2.0
+FLUSH_INTERVAL_S = 5.0
+"""A memory recalled again and again is written this seldom; a crash loses as much of its counts."""
 MAX_PENDING = 50_000
 """Memories whose counts wait to be written; further ones are not counted until the next flush."""
 ROWS_PER_WRITE = 64
