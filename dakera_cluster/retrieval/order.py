@@ -88,11 +88,6 @@ class SessionOrder:
             np.int32
         )
 
-    def session_of(self, slot: int) -> list[int]:
-        """The slots of the session ``slot`` stands in, in order; itself alone without one. Not to be changed."""
-        key = self._keys.get(slot)
-        return [slot] if key is None else self._sessions[key[0]]
-
     def _key(self, slot: int) -> Any:
         return self._keys[slot]
 

@@ -21,7 +21,7 @@ def test_neighbours_follow_time_then_id_whatever_the_order_of_arrival() -> None:
         for row in random.Random(seed).sample(rows, len(rows)):
             order.put(*row)
         assert chain(order, expected[0]) == expected
-        assert order.session_of(4) == expected
+        assert [order.previous[slot] for slot in expected] == [NOBODY, *expected[:-1]]
 
 
 def test_a_removed_memory_closes_the_gap() -> None:
@@ -71,7 +71,7 @@ def test_without_a_session_nobody_is_near() -> None:
     order.put(0, None, 0.0, "a")
     order.put(1, None, 1.0, "b")
     assert windows(order, [0], 1) == [[NOBODY, NOBODY]]
-    assert order.session_of(0) == [0]
+    assert order.codes(np.array([0, 1])).tolist() == [NOBODY, NOBODY]
 
 
 def test_codes_tell_sessions_apart_and_nobody_from_all() -> None:
