@@ -99,8 +99,12 @@ INLINED long offer(float *scores, int64_t *slots, long size, long wanted, float 
     return size + 1;
 }
 
-/* Upper bounds of the cosines of the present (and allowed, unless NULL) slots below count; -inf for the others. Returns a
-   value that at least wanted of them reach, -inf when they are fewer. slots and scores are room to work in. */
+INLINED int is_chosen(const uint8_t *present, const uint8_t *allowed, long slot) {
+    return present[slot] && (!allowed || allowed[slot]);
+}
+
+/* Upper bounds of the cosines of the present (and allowed, unless NULL) slots below count; nothing is said of the others.
+   Returns a value that at least wanted of them reach, -inf when they are fewer. slots and scores are room to work in. */
 INLINED float bounded(const uint64_t *high, long chunk_rows, const uint8_t *present, const uint8_t *allowed, long count,
                       long width, const float *scales, const int16_t *steps, double step, double offset, double slack,
                       long wanted, float *bounds, int64_t *slots, float *scores) {
@@ -112,8 +116,7 @@ INLINED float bounded(const uint64_t *high, long chunk_rows, const uint8_t *pres
         if (end > count) end = count;
         for (; first < end && held < BLOCK; first++) {
             chosen[held] = first;
-            held += present[first] && (!allowed || allowed[first]);
-            bounds[first] = -INFINITY;
+            held += is_chosen(present, allowed, first);
         }
         for (long place = 0; place < held; place++) {
             const int8_t *row = row_of(high, chunk_rows, chosen[place], width);
@@ -123,7 +126,7 @@ INLINED float bounded(const uint64_t *high, long chunk_rows, const uint8_t *pres
         }
         for (long place = 0; place < held; place++) {
             float scale = scales[chosen[place]];
-            float near = (float)(sums[place] * step + offset) * scale, doubt = (float)slack * scale + 1e-5f;
+            float near = (float)(sums[place] * step + offset) * scale, doubt = (float)slack * fabsf(scale) + 1e-5f;
             bounds[chosen[place]] = near + doubt;
             size = offer(scores, slots, size, wanted, near - doubt, chosen[place]);
         }
@@ -142,7 +145,7 @@ long nearest(const uint64_t *high, const uint64_t *low, long chunk_rows, const u
                           bounds, slots, scores);
     long size = 0;
     for (long slot = 0; slot < count; slot++) {
-        if (bounds[slot] < floor || bounds[slot] == -INFINITY) continue;
+        if (!is_chosen(present, allowed, slot) || bounds[slot] < floor) continue;
         float score = dot(row_of(high, chunk_rows, slot, width), row_of(low, chunk_rows, slot, width), query, width);
         score *= scales[slot];
         size = offer(scores, slots, size, wanted, score > 1 ? 1 : score < -1 ? -1 : score, slot);

@@ -77,6 +77,16 @@ def test_the_bounds_of_the_high_plane_hold_for_extreme_rows_and_queries(width: i
         assert found.tolist() == np.lexsort((np.arange(300), -cosines))[:5].tolist()
 
 
+def test_rows_of_a_damaged_scale_are_found_like_others() -> None:
+    rows = np.arange(5 * 32).reshape(5, 32).astype(np.int16)
+    _kept, planes = planes_of(rows)
+    unit = np.full(32, 32**-0.5, np.float32)
+    for scale in (-np.inf, np.inf, np.nan, -1.9e5):
+        scales = np.array([scale, 1e-4, 1e-4, 1e-4, 1e-4], np.float32)
+        slots, _ = vectors.nearest(planes, np.ones(5, bool), None, scales, unit, 10)
+        assert sorted(slots.tolist()) == [0, 1, 2, 3, 4]
+
+
 def test_nothing_is_nearest_when_nothing_is_wanted() -> None:
     _kept, planes = planes_of(np.zeros((4, 32), np.int16))
     one = np.ones(32, np.float32)
