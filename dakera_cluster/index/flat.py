@@ -118,7 +118,7 @@ class VectorRows:
     def scores(self, query: np.ndarray, slots: np.ndarray, metric: Metric) -> np.ndarray:
         """Final scores (float32[n]) of present ``slots``: one order of summation, independent of the other rows.
 
-        For the cosine, here and in ``preselect``, ``query`` must have unit length (or be zero).
+        For the cosine, here and in ``nearest``, ``query`` must have unit length (or be zero).
         """
         if self.fixed_point and metric is not Metric.EUCLIDEAN:
             return self._fixed_scores(query, slots, metric)
@@ -151,11 +151,12 @@ class VectorRows:
         if self.fixed_point and metric is Metric.COSINE:
             # The scan's own products are the final ones.
             return native.nearest(self._planes, self.present, allowed, self._scales, query, k)
-        slots = self.preselect(query, k, metric, allowed)
+        slots = self._preselect(query, k, metric, allowed)
         return best(self.scores(query, slots, metric), slots, k)
 
-    def preselect(self, query: np.ndarray, k: int, metric: Metric, allowed: np.ndarray | None) -> np.ndarray:
-        """A superset of the ``k`` best present and allowed slots: everything within rounding of the k-th."""
+    def _preselect(self, query: np.ndarray, k: int, metric: Metric, allowed: np.ndarray | None) -> np.ndarray:
+        """A superset of the ``k`` best present and allowed slots, everything within rounding of the k-th: for all that the
+        kernel does not search."""
         chosen = self.present if allowed is None else self._chosen(allowed)
         slots = np.flatnonzero(chosen)
         if len(slots) <= k:
@@ -201,10 +202,7 @@ class VectorRows:
         norms = self._norms[slots]
         length = float(np.linalg.norm(query))
         if self.fixed_point:
-            dots = dots * self._scales[slots]
-            if metric is Metric.COSINE:
-                return dots, length
-            dots *= norms
+            dots = dots * self._scales[slots] * norms
         elif metric is Metric.COSINE:
             return np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0), length
         longest = float(norms.max(initial=0))

@@ -325,7 +325,7 @@ class VectorIndex:
             if allowed is not None:
                 pending[: len(allowed)] &= allowed[: len(pending)]
                 pending[len(allowed) :] = False
-            found = np.concatenate([found, self._rows.preselect(query, k, self.metric, pending)])
+            found = np.concatenate([found, self._rows.nearest(query, k, self.metric, pending)[0]])
         return found if len(found) >= min(k, matching) else None
 
     def _withdraw(self, slots: np.ndarray) -> None:
