@@ -51,7 +51,7 @@ from dakera_cluster.cluster.runtime import Runtime, RuntimeSettings
 from dakera_cluster.cluster.segments import Segments, SegmentSettings
 from dakera_cluster.cluster.status import NodeStatus
 from dakera_cluster.cluster.vitals import VitalSigns
-from dakera_cluster.inference.embedder import Device
+from dakera_cluster.inference.onnx_pass import Device
 from dakera_cluster.inference.reranker import Reranker, RerankerSettings, UnavailableReranker, open_reranker
 from dakera_cluster.inference.service import Embedder, EmbedderSettings, UnavailableEmbedder, open_embedder
 from dakera_cluster.memory.activity import ActivityStatus

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dakera_cluster.inference import store
-from dakera_cluster.inference.embedder import OnnxEncoder
+from dakera_cluster.inference.embedder import TextEncoder
 from dakera_cluster.retrieval.engine import prepare
 from dakera_cluster.retrieval.features import NAMES
 from dakera_cluster.retrieval.model import Model
@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--model", default="minilm")
     parser.add_argument("--cache", type=Path, default=store.default_cache_dir())
     asked = parser.parse_args()
-    encoder = OnnxEncoder(store.find(asked.model, asked.cache))
+    encoder = TextEncoder(store.find(asked.model, asked.cache))
     maker = Maker(encoder)
     kinds = [pools(path, maker) for path in asked.data]
     weights = {name: round(value, 3) for name, value in fitted(kinds).items()}

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file
 
-from dakera_cluster.inference.models import ROBERTA_FAMILY, ModelFormatError, Pooling, Precision, Task
+from dakera_cluster.inference.models import PRODUCER, ROBERTA_FAMILY, ModelFormatError, Pooling, Precision, Task
 
 OPSET = 20
 IR_VERSION = 10
@@ -204,7 +204,7 @@ class _BertGraph:
             list(self._constants.values()),
         )
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)]
-        return helper.make_model(graph, opset_imports=opsets, producer_name="dakera", ir_version=IR_VERSION)
+        return helper.make_model(graph, opset_imports=opsets, producer_name=PRODUCER, ir_version=IR_VERSION)
 
     # -- parts --------------------------------------------------------------------------------------------------------
 

@@ -43,3 +43,12 @@ class Encoded:
 
     vectors: NDArray[np.float32]
     tokens: list[TokenVectors] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class States:
+    """What a pass over n texts leaves. `pooled`: float32[n, d], L2 norm 1. `tokens`: the last hidden state of each text,
+    float32[length, d], special tokens included; None if not asked."""
+
+    pooled: NDArray[np.float32]
+    tokens: list[NDArray[np.float32]] | None = None

@@ -135,6 +135,8 @@ CATALOGUE: tuple[ModelSpec, ...] = (
     ),
 )
 
+PRODUCER = "dakera"
+"""What the graphs of our own builder say of who wrote them."""
 DEFAULT_MODEL = "minilm"
 DEFAULT_RERANKER = "bge-reranker-base"
 

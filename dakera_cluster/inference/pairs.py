@@ -18,14 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from dakera_cluster.inference.embedder import (
-    MAX_BATCH_TOKENS,
-    MAX_TEXT_CHARS_PER_TOKEN,
-    Device,
-    open_session,
-    whole,
-)
+from dakera_cluster.inference.embedder import MAX_BATCH_TOKENS, MAX_TEXT_CHARS_PER_TOKEN, whole
 from dakera_cluster.inference.models import ModelFormatError
+from dakera_cluster.inference.onnx_pass import Device, open_session
 from dakera_cluster.inference.store import InstalledModel
 from dakera_cluster.model.errors import DakeraError
 

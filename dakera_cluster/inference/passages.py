@@ -22,7 +22,7 @@ def passages(
 ) -> list[tuple[int, int]]:
     """Character ranges (start, end) of the passages of `text`.
 
-    `spans` are the tokens' character ranges in order (`OnnxEncoder.token_spans`). A passage ends at the last sentence end
+    `spans` are the tokens' character ranges in order (`TextEncoder.token_spans`). A passage ends at the last sentence end
     in the second half of its window, else between words, else between tokens. The next one starts at most
     `overlap_tokens` tokens earlier, at a sentence start if there is one in that stretch, else between words. A text that fits
     is one passage, from its first token to its last; a text without tokens has none.

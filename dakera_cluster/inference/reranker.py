@@ -26,7 +26,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dakera_cluster.inference import store
-from dakera_cluster.inference.embedder import Device
 from dakera_cluster.inference.models import (
     DEFAULT_RERANKER,
     ModelFormatError,
@@ -35,6 +34,7 @@ from dakera_cluster.inference.models import (
     UnknownModelError,
     resolve,
 )
+from dakera_cluster.inference.onnx_pass import Device
 from dakera_cluster.inference.pairs import PairScorer
 from dakera_cluster.inference.sources import HashMismatchError
 from dakera_cluster.model.errors import ModelUnavailableError

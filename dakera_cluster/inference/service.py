@@ -32,9 +32,10 @@ from numpy.typing import NDArray
 from dakera_cluster.inference import store
 from dakera_cluster.inference.batching import Job, JobQueue
 from dakera_cluster.inference.cache import CachedText, EmbeddingCache
-from dakera_cluster.inference.embedder import MAX_TEXT_CHARS_PER_TOKEN, Device, OnnxEncoder
+from dakera_cluster.inference.embedder import MAX_TEXT_CHARS_PER_TOKEN, TextEncoder
 from dakera_cluster.inference.encoding import Encoded
 from dakera_cluster.inference.models import ModelFormatError, ModelSpec, Precision, TextKind, resolve
+from dakera_cluster.inference.onnx_pass import Device
 from dakera_cluster.inference.passages import passages
 from dakera_cluster.inference.shared import SharedEmbeddings
 from dakera_cluster.inference.sources import HashMismatchError
@@ -91,7 +92,7 @@ class Embedder:
     available = True
     reason = ""
 
-    def __init__(self, encoder: OnnxEncoder, settings: EmbedderSettings = EmbedderSettings()) -> None:  # noqa: B008
+    def __init__(self, encoder: TextEncoder, settings: EmbedderSettings = EmbedderSettings()) -> None:  # noqa: B008
         self._encoder = encoder
         self._settings = settings
         self.name = encoder.spec.name
@@ -431,6 +432,6 @@ def open_embedder(
     precision = Precision.FP32 if device is Device.CUDA else Precision.INT8
     try:
         installed = store.find_or_build(model, cache_dir or store.default_cache_dir(), precision)
-        return Embedder(OnnxEncoder(installed, threads=settings.threads, device=device), settings)
+        return Embedder(TextEncoder(installed, threads=settings.threads, device=device), settings)
     except (ModelUnavailableError, HashMismatchError, ModelFormatError) as error:
         return UnavailableEmbedder(spec, error.message)

@@ -28,3 +28,32 @@ void lent_cover(const float *best, long tokens, const int64_t *places, const uin
 long order_best(const double *scores, const uint64_t *keys, long count, long wanted, int64_t *order);
 void scale_rows(double *values, const uint8_t *wanted, long rows, long count);
 void weighted_sums(const float *values, const double *weights, long tokens, long columns, double *sums);
+
+/* A matrix of the encoder: int8[inner, outer] in panels (encoder_pack), what its sums start at, and a scale and a bias a column. */
+typedef struct {
+    long inner, outer;
+    const int8_t *panels;
+    const int32_t *starts;
+    const float *scales, *bias;
+} dense_weights;
+
+/* A layer: queries, keys and values of all heads; what merges the heads; the inner layer up and down. Each of the last two
+   results is added to what went in and normalised. */
+typedef struct {
+    dense_weights attended, merged, up, down;
+    const float *merged_weight, *merged_bias, *down_weight, *down_bias;
+} layer_weights;
+
+typedef struct {
+    long depth, width, heads;
+    float epsilon;
+    const int8_t *words;
+    const float *word_scales, *positions, *norm_weight, *norm_bias;
+    const layer_weights *layers;
+} encoder_weights;
+
+int encoder_runs(void);
+void encoder_pack(const int8_t *weights, long inner, long outer, int8_t *panels, int32_t *starts);
+long encoder_scratch(const encoder_weights *model, long rows, long longest);
+void encoder_run(const encoder_weights *model, const int32_t *ids, const int64_t *lengths, long texts, int by_first,
+                 uint8_t *room, float *state, float *pooled);

@@ -23,6 +23,7 @@ _ffi.cdef(_COMMENT.sub("", (_HERE / "kernels.h").read_text()))
 _C_TYPES = {
     np.dtype(dtype): _ffi.typeof(f"{name}[]")
     for dtype, name in (
+        (np.int8, "int8_t"),
         (np.int16, "int16_t"),
         (np.int32, "int32_t"),
         (np.int64, "int64_t"),
@@ -57,3 +58,8 @@ def given(array: np.ndarray, dtype: Any) -> Any:
         raise TypeError(f"expected an array of {np.dtype(dtype)}, got {array.dtype}")
     # Straight from cffi's own C: its Python front door costs as much again, and a recall passes a hundred and fifty arrays.
     return from_buffer(_C_TYPES[array.dtype], array, False)
+
+
+def allocated(kind: str, count: int) -> Any:
+    """Room for ``count`` structures of kernels.h, zeroed; it lives as long as what is returned."""
+    return _ffi.new(f"{kind}[]", count)

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from dakera_cluster.inference.embedder import OnnxEncoder
+from dakera_cluster.inference.embedder import TextEncoder
 from dakera_cluster.inference.models import TextKind
 from dakera_cluster.inference.store import default_cache_dir, find
 
@@ -26,9 +26,9 @@ IDLE_S = 30.0
 Vectors = NDArray[np.float32]
 
 
-def new_encoder() -> OnnxEncoder:
+def new_encoder() -> TextEncoder:
     """The model as the node runs it: int8, one thread."""
-    return OnnxEncoder(find(MODEL, default_cache_dir()))
+    return TextEncoder(find(MODEL, default_cache_dir()))
 
 
 class Connection(Protocol):

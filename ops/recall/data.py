@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from dakera_cluster.inference.embedder import OnnxEncoder
+from dakera_cluster.inference.embedder import TextEncoder
 from dakera_cluster.inference.encoding import Encoded
 from dakera_cluster.inference.models import TextKind
 from dakera_cluster.inference.passages import passages as cut
@@ -119,7 +119,7 @@ def _stored(rows: Sequence[tuple[str, dict[str, Any]]]) -> LocalView:
 class Maker:
     """Makes views of conversations with one encoder, through the code that a node runs when it stores."""
 
-    def __init__(self, encoder: OnnxEncoder) -> None:
+    def __init__(self, encoder: TextEncoder) -> None:
         self._encoder = encoder
         self.rules = writing.PieceRules(encoder.pieces)
 

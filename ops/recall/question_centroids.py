@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from dakera_cluster.inference import store
-from dakera_cluster.inference.embedder import OnnxEncoder
+from dakera_cluster.inference.embedder import TextEncoder
 from dakera_cluster.inference.models import TextKind
 from dakera_cluster.retrieval.classify import Centroids, QuestionKind
 
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--model", default="minilm")
     parser.add_argument("--cache", type=Path, default=store.default_cache_dir())
     asked = parser.parse_args()
-    encoder = OnnxEncoder(store.find(asked.model, asked.cache))
+    encoder = TextEncoder(store.find(asked.model, asked.cache))
     vectors = {}
     for kind, questions in read(SOURCE).items():
         rows = np.asarray(encoder.encode(questions, TextKind.QUERY).vectors, dtype=np.float32)

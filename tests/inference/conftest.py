@@ -13,14 +13,15 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from dakera_cluster.inference import store
-from dakera_cluster.inference.embedder import OnnxEncoder
+from dakera_cluster.inference.embedder import TextEncoder
 from dakera_cluster.inference.models import Precision
+from dakera_cluster.native.encoder import runs_here
 
 WORDS = """
 the a cat dog sat on mat query passage : hello world . deep blue sea red fish swims fast ##s ##ing
 """.strip().split(" ")
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-HIDDEN, HEADS, LAYERS, INNER, POSITIONS = 32, 4, 2, 64, 48
+HIDDEN, HEADS, LAYERS, INNER, POSITIONS = 32, 2, 2, 64, 48
 
 
 def tiny_tokenizer() -> Tokenizer:
@@ -98,25 +99,27 @@ def tiny(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> OnnxEncoder:
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> TextEncoder:
     folder = tmp_path_factory.mktemp("models")
     model = write_tiny_model(folder / "tiny")
     store.pull(str(model), folder / "cache")
-    return OnnxEncoder(store.find(str(model), folder / "cache"))
+    return TextEncoder(store.find(str(model), folder / "cache"))
 
 
-def _minilm(precision: Precision) -> OnnxEncoder:
+def _minilm(precision: Precision, *, native: bool = True) -> TextEncoder:
     cache = store.default_cache_dir()
     store.pull("minilm", cache, precision=precision)
-    return OnnxEncoder(store.find("minilm", cache, precision))
+    return TextEncoder(store.find("minilm", cache, precision), native=native)
+
+
+@pytest.fixture(scope="session", params=["kernels", "onnxruntime"])
+def minilm(request: pytest.FixtureRequest) -> TextEncoder:
+    """The model that is served, from the cache every test run shares, each way in which it may be run."""
+    if request.param == "kernels" and not runs_here():
+        pytest.skip("this processor has no 8-bit dot products")
+    return _minilm(Precision.INT8, native=request.param == "kernels")
 
 
 @pytest.fixture(scope="session")
-def minilm() -> OnnxEncoder:
-    """The model that is served, from the cache every test run shares."""
-    return _minilm(Precision.INT8)
-
-
-@pytest.fixture(scope="session")
-def minilm_fp32() -> OnnxEncoder:
+def minilm_fp32() -> TextEncoder:
     return _minilm(Precision.FP32)

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from dakera_cluster.inference import store
 from dakera_cluster.inference.build import read_config
-from dakera_cluster.inference.embedder import OnnxEncoder
+from dakera_cluster.inference.embedder import TextEncoder
 from dakera_cluster.inference.models import ModelFormatError, Precision, TextKind
+from dakera_cluster.native.encoder import runs_here
 
 from .conftest import HEADS, HIDDEN, LAYERS, SPECIAL, tiny_weights, write_tiny_model
 
@@ -51,18 +52,22 @@ def reference_states(ids: list[int]) -> Array:
     return x
 
 
-def encoder(folder: Path, precision: Precision) -> OnnxEncoder:
+def encoder(folder: Path, precision: Precision, *, native: bool = True) -> TextEncoder:
     cache = folder.parent / "cache"
     store.pull(str(folder), cache, precision=precision)
-    return OnnxEncoder(store.find(str(folder), cache, precision))
+    return TextEncoder(store.find(str(folder), cache, precision), native=native)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
-@pytest.mark.parametrize(("precision", "floor"), [(Precision.FP32, 0.999999), (Precision.INT8, 0.998)])
+@pytest.mark.parametrize(
+    ("precision", "native", "floor"),
+    [(Precision.FP32, True, 0.999999), (Precision.INT8, True, 0.998), (Precision.INT8, False, 0.998)],
+)
 def test_vectors_are_those_of_the_reference_for_both_poolings(
-    tmp_path: Path, pooling: str, precision: Precision, floor: float
+    tmp_path: Path, pooling: str, precision: Precision, native: bool, floor: float
 ) -> None:
-    model = encoder(write_tiny_model(tmp_path / "tiny", pooling), precision)
+    model = encoder(write_tiny_model(tmp_path / "tiny", pooling), precision, native=native)
+    assert model.is_native is (native and precision is Precision.INT8 and runs_here())
     encoded = model.encode(TEXTS, TextKind.QUERY, tokens=True)
     assert encoded.tokens is not None
     for text, vector, tokens in zip(TEXTS, encoded.vectors, encoded.tokens, strict=True):

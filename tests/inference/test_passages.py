@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dakera_cluster.inference.embedder import OnnxEncoder
+from dakera_cluster.inference.embedder import TextEncoder
 from dakera_cluster.inference.passages import passages
 
 
@@ -61,7 +61,7 @@ def test_every_token_is_covered_in_windows_that_fit_and_move_on(text: str, limit
     assert ranges == passages(text, spans, limit, overlap)
 
 
-def test_windows_of_real_word_pieces_are_read_whole_by_the_model(minilm: OnnxEncoder) -> None:
+def test_windows_of_real_word_pieces_are_read_whole_by_the_model(minilm: TextEncoder) -> None:
     from dakera_cluster.inference.models import TextKind
 
     text = "Antidisestablishmentarianism flourished in the naïve café. 🙂 日本語 too! " * 60

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dakera_cluster.inference import store
-from dakera_cluster.inference.embedder import OnnxEncoder
+from dakera_cluster.inference.embedder import TextEncoder
 from dakera_cluster.inference.encoding import Encoded
 from dakera_cluster.inference.models import TextKind, UnknownModelError
 from dakera_cluster.inference.service import Embedder, EmbedderSettings, UnavailableEmbedder, open_embedder
@@ -27,7 +27,7 @@ from .conftest import write_tiny_model
 PASSAGE, QUERY = TextKind.PASSAGE, TextKind.QUERY
 
 
-class GatedEncoder(OnnxEncoder):
+class GatedEncoder(TextEncoder):
     """The real encoder, whose passes wait at a gate and leave a record: (kind, number of texts)."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
@@ -83,7 +83,7 @@ async def gated(model: store.InstalledModel) -> AsyncIterator[tuple[Embedder, Ga
 
 @pytest.fixture
 async def embedder(model: store.InstalledModel) -> AsyncIterator[Embedder]:
-    embedder = Embedder(OnnxEncoder(model))
+    embedder = Embedder(TextEncoder(model))
     yield embedder
     await embedder.close()
 
@@ -96,7 +96,7 @@ def words(count: int, start: int = 0) -> list[str]:
 async def test_it_answers_what_the_encoder_answers(embedder: Embedder, model: store.InstalledModel) -> None:
     texts = ["the cat sat", "", "hello world .", "the cat sat"] * 30
     for kind in TextKind:
-        expected = OnnxEncoder(model).encode(texts, kind, tokens=True)
+        expected = TextEncoder(model).encode(texts, kind, tokens=True)
         for _ in range(2):
             found = await embedder.embed(texts, kind, tokens=True)
             assert (found.vectors * expected.vectors).sum(1).min() >= 0.99999

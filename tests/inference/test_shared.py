@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dakera_cluster.inference.cache import CachedText, EmbeddingCache
-from dakera_cluster.inference.embedder import OnnxEncoder
+from dakera_cluster.inference.embedder import TextEncoder
 from dakera_cluster.inference.encoding import TokenVectors
 from dakera_cluster.inference.models import TextKind
 from dakera_cluster.inference.service import Embedder
@@ -128,7 +128,7 @@ async def test_while_next_to_nothing_is_found_only_some_queries_are_asked_for() 
 
 
 @pytest.fixture
-async def embedder(tiny_encoder: OnnxEncoder) -> Embedder:
+async def embedder(tiny_encoder: TextEncoder) -> Embedder:
     return Embedder(tiny_encoder)
 
 
@@ -143,7 +143,7 @@ async def test_an_idle_model_is_not_raced_and_shares_what_it_computes(embedder: 
 
 
 async def test_a_query_that_waits_takes_another_nodes_answer_and_leaves_the_queue(
-    tiny_encoder: OnnxEncoder, embedder: Embedder
+    tiny_encoder: TextEncoder, embedder: Embedder
 ) -> None:
     store = Store()
     mate = Embedder(tiny_encoder)

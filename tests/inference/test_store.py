@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dakera_cluster.inference import cli, store
-from dakera_cluster.inference.embedder import OnnxEncoder
+from dakera_cluster.inference.embedder import TextEncoder
 from dakera_cluster.inference.models import ModelFormatError, Pooling, Precision, TextKind, UnknownModelError
 from dakera_cluster.inference.sources import HashMismatchError
 from dakera_cluster.model.errors import ModelUnavailableError
@@ -154,7 +154,7 @@ def test_a_directory_may_hold_a_graph_that_stops_at_the_last_hidden_state(tmp_pa
     built = write_tiny_model(tmp_path / "built", pooling)
     cache = tmp_path / "cache"
     store.pull(str(built), cache, precision=Precision.FP32)
-    expected = OnnxEncoder(store.find(str(built), cache, Precision.FP32))
+    expected = TextEncoder(store.find(str(built), cache, Precision.FP32))
 
     exported = write_tiny_model(tmp_path / "exported", pooling)
     (exported / "model.safetensors").unlink()
@@ -167,7 +167,7 @@ def test_a_directory_may_hold_a_graph_that_stops_at_the_last_hidden_state(tmp_pa
     )
     onnx.save(graph, exported / "model.onnx")
     store.pull(str(exported), cache)
-    found = OnnxEncoder(store.find(str(exported), cache))
+    found = TextEncoder(store.find(str(exported), cache))
     texts = ["the cat sat", "hello", "deep blue sea . red fish"]
     for kind in TextKind:
         ours, theirs = expected.encode(texts, kind, tokens=True), found.encode(texts, kind, tokens=True)
@@ -196,7 +196,7 @@ def test_the_cache_directory_follows_the_environment(tmp_path: Path) -> None:
     assert store.default_cache_dir({}) == Path.home() / ".cache" / "dakera" / "models"
 
 
-def test_minilm_has_the_pinned_files(minilm: OnnxEncoder) -> None:
+def test_minilm_has_the_pinned_files(minilm: TextEncoder) -> None:
     entry = store.pull("minilm", store.default_cache_dir())
     sources = json.loads((entry / "manifest.json").read_text())["sources"]
     assert sources["model.safetensors"] == "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"

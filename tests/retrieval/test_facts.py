@@ -7,7 +7,7 @@ from statistics import fmean
 import pytest
 
 from dakera_cluster.inference import store
-from dakera_cluster.inference.embedder import OnnxEncoder
+from dakera_cluster.inference.embedder import TextEncoder
 from dakera_cluster.retrieval.engine import rank
 from dakera_cluster.retrieval.options import Fusion, Options, Rerank, Routing, Settings
 from ops.recall import metrics
@@ -22,7 +22,7 @@ DEFAULT = Options(k=10)
 
 @pytest.fixture(scope="module")
 def maker() -> Maker:
-    return Maker(OnnxEncoder(store.find("minilm", store.default_cache_dir())))
+    return Maker(TextEncoder(store.find("minilm", store.default_cache_dir())))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,409 @@
+/* A BERT encoder (post-layer-norm, exact GELU) over 8-bit integers: rows of activations are quantised one by one, weights
+   came quantised by column. The same arithmetic as the graph that inference/build.py writes, in one pass over the weights
+   and without a node of a graph between two loops.
+
+   Texts lie behind one another, unpadded, and every row of every step is computed in one order of its own: a text's vectors
+   are the same bit for bit whatever it is encoded with. The inner products need the 8-bit dot products of AVX-512 (VNNI);
+   where a processor lacks them, encoder_runs says no and nothing here may be called.
+
+   Work is laid out for the caches: weights are kept in panels of PANEL columns in the order they are used, each read from
+   memory once a pass and from the nearest cache by all blocks of rows; a block of rows stays in registers. */
+
+#include <math.h>
+
+#include "portable.h"
+
+#if defined(__x86_64__) && defined(__GNUC__)
+
+#include <immintrin.h>
+
+#define FAST __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")))
+#define FAST_INLINED FAST INLINED
+/* Floats of a vector, and columns of a panel: four vectors. */
+#define LANES 16
+#define VECTORS 4
+#define PANEL (LANES * VECTORS)
+/* Rows whose sums stay in registers: 6 x 4 sums, 4 vectors of weights, one of activations. */
+#define ROWS 6
+/* Rows that go through the wide inner layer together: its activations must stay in the cache of a core. */
+#define INNER_ROWS 64
+/* Rows of a text whose attention is computed together. */
+#define QUERIES 4
+#define INT8_MAX_F 127.0f
+#define UINT8_ZERO 128
+#define SCALE_FLOOR 1e-9f
+#define ALIGNED 64
+
+int encoder_runs(void) {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+}
+
+/* -- functions of a vector ------------------------------------------------------------------------------------------- */
+
+/* e^y for y <= 0: 2^n times the Taylor series of 2^r, |r| <= 1/2 (relative error 2e-7). */
+FAST_INLINED __m512 exp_of(__m512 y) {
+    __m512 twos = _mm512_mul_ps(_mm512_max_ps(y, _mm512_set1_ps(-87.0f)), _mm512_set1_ps(1.44269504f));
+    __m512 whole = _mm512_roundscale_ps(twos, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m512 rest = _mm512_sub_ps(twos, whole);
+    __m512 sum = _mm512_set1_ps(1.5403530e-4f);
+    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(1.3333558e-3f));
+    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(9.6181291e-3f));
+    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(5.5504109e-2f));
+    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(2.4022651e-1f));
+    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(6.9314718e-1f));
+    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(1.0f));
+    return _mm512_scalef_ps(sum, whole);
+}
+
+/* x times the normal distribution function of x, by Abramowitz and Stegun 7.1.26 (absolute error of erf 1.5e-7). */
+FAST_INLINED __m512 gelu_of(__m512 x) {
+    __m512 size = _mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(0.70710678f));
+    __m512 below = _mm512_fmadd_ps(size, _mm512_set1_ps(0.3275911f), _mm512_set1_ps(1.0f));
+    /* 1 / below: fourteen bits and a step of Newton's, a third of a division's time. */
+    __m512 t = _mm512_rcp14_ps(below);
+    t = _mm512_mul_ps(t, _mm512_fnmadd_ps(below, t, _mm512_set1_ps(2.0f)));
+    __m512 sum = _mm512_set1_ps(1.061405429f);
+    sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(-1.453152027f));
+    sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(1.421413741f));
+    sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(-0.284496736f));
+    sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(0.254829592f));
+    __m512 decay = exp_of(_mm512_mul_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(-0.5f)));
+    __m512 beyond = _mm512_mul_ps(_mm512_mul_ps(_mm512_mul_ps(sum, t), decay), _mm512_set1_ps(0.5f));
+    __mmask16 negative = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
+    __m512 share = _mm512_mask_mov_ps(_mm512_sub_ps(_mm512_set1_ps(1.0f), beyond), negative, beyond);
+    return _mm512_mul_ps(x, share);
+}
+
+/* -- rows ------------------------------------------------------------------------------------------------------------ */
+
+/* A row of floats as bytes around UINT8_ZERO; what one step is worth goes to scale. */
+FAST static void quantise(const float *values, long width, uint8_t *bytes, float *scale) {
+    __m512 peaks = _mm512_setzero_ps();
+    for (long at = 0; at < width; at += LANES) peaks = _mm512_max_ps(peaks, _mm512_abs_ps(_mm512_loadu_ps(values + at)));
+    float peak = _mm512_reduce_max_ps(peaks);
+    if (!(peak > SCALE_FLOOR)) peak = SCALE_FLOOR;
+    *scale = peak / INT8_MAX_F;
+    __m512 steps = _mm512_set1_ps(INT8_MAX_F / peak);
+    for (long at = 0; at < width; at += LANES) {
+        __m512i step = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(values + at), steps));
+        step = _mm512_add_epi32(step, _mm512_set1_epi32(UINT8_ZERO));
+        _mm_storeu_si128((__m128i *)(bytes + at), _mm512_cvtepi32_epi8(step));
+    }
+}
+
+FAST static void normalise(const float *values, const float *weight, const float *bias, float epsilon, long width,
+                           float *to) {
+    __m512 sums = _mm512_setzero_ps(), squares = _mm512_setzero_ps();
+    for (long at = 0; at < width; at += LANES) sums = _mm512_add_ps(sums, _mm512_loadu_ps(values + at));
+    __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sums) / width);
+    for (long at = 0; at < width; at += LANES) {
+        __m512 gap = _mm512_sub_ps(_mm512_loadu_ps(values + at), mean);
+        squares = _mm512_fmadd_ps(gap, gap, squares);
+    }
+    __m512 shrink = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(squares) / width + epsilon));
+    for (long at = 0; at < width; at += LANES) {
+        __m512 gap = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(values + at), mean), shrink);
+        _mm512_storeu_ps(to + at, _mm512_fmadd_ps(gap, _mm512_loadu_ps(weight + at), _mm512_loadu_ps(bias + at)));
+    }
+}
+
+/* -- products -------------------------------------------------------------------------------------------------------- */
+
+typedef enum { PLAIN, GELU, ADDED } finish;
+
+/* The sums of `rows` (a constant to the compiler) rows and one panel, int32[rows, PANEL]. `ahead`: what will be read next, NULL
+   when another block of rows fetches it. What becomes of the sums is another function's work: this loop needs every register. */
+FAST_INLINED void sum_block(const int rows, const dense_weights *dense, long panel, const uint8_t *bytes, int32_t *to,
+                            const int8_t *ahead) {
+    long inner = dense->inner;
+    const int8_t *weights = dense->panels + panel * inner * PANEL;
+    __m512i sums[ROWS][VECTORS];
+    for (int row = 0; row < rows; row++)
+        for (int vector = 0; vector < VECTORS; vector++)
+            sums[row][vector] = _mm512_loadu_si512(dense->starts + panel * PANEL + vector * LANES);
+    for (long at = 0; at < inner; at += 4) {
+        __m512i own[VECTORS];
+        for (int vector = 0; vector < VECTORS; vector++) {
+            own[vector] = _mm512_loadu_si512(weights + at * PANEL + vector * 64);
+            if (ahead) _mm_prefetch((const char *)(ahead + at * PANEL + vector * 64), _MM_HINT_T1);
+        }
+        for (int row = 0; row < rows; row++) {
+            int32_t four;
+            memcpy(&four, bytes + row * inner + at, 4);
+            __m512i activations = _mm512_set1_epi32(four);
+            for (int vector = 0; vector < VECTORS; vector++)
+                sums[row][vector] = _mm512_dpbusd_epi32(sums[row][vector], activations, own[vector]);
+        }
+    }
+    for (int row = 0; row < rows; row++)
+        for (int vector = 0; vector < VECTORS; vector++)
+            _mm512_storeu_si512(to + row * PANEL + vector * LANES, sums[row][vector]);
+}
+
+/* Sums as floats, finished. `added` and `to` have the shape float[rows, outer]. */
+FAST_INLINED void finish_block(const finish how, long rows, const dense_weights *dense, long panel, const int32_t *sums,
+                               const float *row_scales, const float *added, float *to) {
+    long outer = dense->outer, stop = outer < (panel + 1) * PANEL ? outer : (panel + 1) * PANEL;
+    for (long row = 0; row < rows; row++) {
+        __m512 row_scale = _mm512_set1_ps(row_scales[row]);
+        for (long column = panel * PANEL; column < stop; column += LANES) {
+            __m512 sum = _mm512_cvtepi32_ps(_mm512_loadu_si512(sums + row * PANEL + column - panel * PANEL));
+            __m512 scale = _mm512_mul_ps(_mm512_loadu_ps(dense->scales + column), row_scale);
+            __m512 value = _mm512_fmadd_ps(sum, scale, _mm512_loadu_ps(dense->bias + column));
+            if (how == GELU) value = gelu_of(value);
+            if (how == ADDED) value = _mm512_add_ps(value, _mm512_loadu_ps(added + row * outer + column));
+            _mm512_storeu_ps(to + row * outer + column, value);
+        }
+    }
+}
+
+/* `count` quantised rows times a matrix, finished: float[count, outer]. `added` has the same shape. */
+FAST_INLINED void multiply(const finish how, const dense_weights *dense, const uint8_t *bytes, const float *row_scales,
+                           long count, const float *added, float *to) {
+    long inner = dense->inner, outer = dense->outer;
+    long blocks = (count + ROWS - 1) / ROWS;
+    int32_t sums[ROWS * PANEL];
+    for (long panel = 0; panel * PANEL < outer; panel++) {
+        for (long block = 0; block < blocks; block++) {
+            long row = block * count / blocks, rows = (block + 1) * count / blocks - row;
+            const uint8_t *from = bytes + row * inner;
+            const int8_t *ahead = block ? NULL : dense->panels + (panel + 1) * inner * PANEL;
+            switch (rows) {
+                case 1: sum_block(1, dense, panel, from, sums, ahead); break;
+                case 2: sum_block(2, dense, panel, from, sums, ahead); break;
+                case 3: sum_block(3, dense, panel, from, sums, ahead); break;
+                case 4: sum_block(4, dense, panel, from, sums, ahead); break;
+                case 5: sum_block(5, dense, panel, from, sums, ahead); break;
+                default: sum_block(ROWS, dense, panel, from, sums, ahead); break;
+            }
+            finish_block(how, rows, dense, panel, sums, row_scales + row, how == ADDED ? added + row * outer : NULL,
+                         to + row * outer);
+        }
+    }
+}
+
+FAST static void project(const dense_weights *dense, const uint8_t *bytes, const float *row_scales, long count, float *to) {
+    multiply(PLAIN, dense, bytes, row_scales, count, NULL, to);
+}
+
+FAST static void activate(const dense_weights *dense, const uint8_t *bytes, const float *row_scales, long count, float *to) {
+    multiply(GELU, dense, bytes, row_scales, count, NULL, to);
+}
+
+FAST static void add(const dense_weights *dense, const uint8_t *bytes, const float *row_scales, long count,
+                     const float *added, float *to) {
+    multiply(ADDED, dense, bytes, row_scales, count, added, to);
+}
+
+/* -- attention ------------------------------------------------------------------------------------------------------- */
+
+/* The context of `rows` (a constant to the compiler) rows of one head. `keys`: float[head width, padded], turned; `values`: rows
+   of the text, `stride` floats apart; `shares`: room for rows x padded floats. */
+FAST_INLINED void attend(const int rows, const float *queries, const float *keys, const float *values, long stride,
+                         long length, long padded, long head_width, float *shares, float *context, long width) {
+    __m512 factor = _mm512_set1_ps(1.0f / sqrtf((float)head_width));
+    float totals[QUERIES];
+    for (long column = 0; column < padded; column += LANES) {
+        __m512 sums[QUERIES];
+        for (int row = 0; row < rows; row++) sums[row] = _mm512_setzero_ps();
+        for (long at = 0; at < head_width; at++) {
+            __m512 key = _mm512_loadu_ps(keys + at * padded + column);
+            for (int row = 0; row < rows; row++)
+                sums[row] = _mm512_fmadd_ps(_mm512_set1_ps(queries[row * stride + at]), key, sums[row]);
+        }
+        for (int row = 0; row < rows; row++)
+            _mm512_storeu_ps(shares + row * padded + column, _mm512_mul_ps(sums[row], factor));
+    }
+    __mmask16 last = (__mmask16)(0xffff >> (padded - length));
+    for (int row = 0; row < rows; row++) {
+        float *own = shares + row * padded;
+        __m512 peaks = _mm512_set1_ps(-INFINITY), sums = _mm512_setzero_ps();
+        for (long column = 0; column < padded; column += LANES) {
+            __mmask16 inside = column + LANES < padded ? 0xffff : last;
+            peaks = _mm512_mask_max_ps(peaks, inside, peaks, _mm512_loadu_ps(own + column));
+        }
+        __m512 peak = _mm512_set1_ps(_mm512_reduce_max_ps(peaks));
+        for (long column = 0; column < padded; column += LANES) {
+            __mmask16 inside = column + LANES < padded ? 0xffff : last;
+            __m512 share = _mm512_maskz_mov_ps(inside, exp_of(_mm512_sub_ps(_mm512_loadu_ps(own + column), peak)));
+            _mm512_storeu_ps(own + column, share);
+            sums = _mm512_add_ps(sums, share);
+        }
+        totals[row] = 1.0f / _mm512_reduce_add_ps(sums);
+    }
+    for (long part = 0; part < head_width; part += LANES) {
+        __m512 sums[QUERIES];
+        for (int row = 0; row < rows; row++) sums[row] = _mm512_setzero_ps();
+        for (long at = 0; at < length; at++) {
+            __m512 value = _mm512_loadu_ps(values + at * stride + part);
+            for (int row = 0; row < rows; row++)
+                sums[row] = _mm512_fmadd_ps(_mm512_set1_ps(shares[row * padded + at]), value, sums[row]);
+        }
+        for (int row = 0; row < rows; row++)
+            _mm512_storeu_ps(context + row * width + part, _mm512_mul_ps(sums[row], _mm512_set1_ps(totals[row])));
+    }
+}
+
+/* All heads of one text. `projected`: float[length, 3 width], queries, keys and values beside one another. */
+FAST static void attention(const float *projected, long length, long width, long heads, float *room, float *context) {
+    long head_width = width / heads, stride = 3 * width, padded = (length + LANES - 1) / LANES * LANES;
+    float *keys = room, *shares = room + head_width * padded;
+    __m512i steps = _mm512_mullo_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
+                                       _mm512_set1_epi32((int)stride));
+    for (long head = 0; head < heads; head++) {
+        const float *queries = projected + head * head_width;
+        const float *own_keys = queries + width, *values = queries + 2 * width;
+        for (long column = 0; column < padded; column += LANES) {
+            long left = length - column;
+            __mmask16 inside = left >= LANES ? 0xffff : (__mmask16)(0xffff >> (LANES - left));
+            for (long at = 0; at < head_width; at++)
+                _mm512_storeu_ps(keys + at * padded + column,
+                                 _mm512_mask_i32gather_ps(_mm512_setzero_ps(), inside, steps,
+                                                          own_keys + column * stride + at, 4));
+        }
+        float *to = context + head * head_width;
+        long row = 0;
+        for (; row + QUERIES <= length; row += QUERIES)
+            attend(QUERIES, queries + row * stride, keys, values, stride, length, padded, head_width, shares,
+                   to + row * width, width);
+        for (; row < length; row++)
+            attend(1, queries + row * stride, keys, values, stride, length, padded, head_width, shares, to + row * width,
+                   width);
+    }
+}
+
+/* -- the encoder ----------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    float *projected, *context, *scales, *room, *inner, *inner_scales;
+    uint8_t *bytes, *inner_bytes;
+} scratch;
+
+static long rounded(long bytes) { return (bytes + ALIGNED - 1) / ALIGNED * ALIGNED; }
+
+/* Lays the parts out behind `base` and returns how many bytes they take. */
+static long lay_out(const encoder_weights *model, long rows, long longest, uint8_t *base, scratch *parts) {
+    long width = model->width, wide = model->layers[0].up.outer, padded = (longest + LANES - 1) / LANES * LANES;
+    long at = 0;
+#define TAKE(part, count) (parts->part = (void *)(base + at), at += rounded((count) * (long)sizeof *parts->part))
+    TAKE(projected, rows * 3 * width);
+    TAKE(context, rows * width);
+    TAKE(scales, rows);
+    TAKE(bytes, rows * width);
+    TAKE(room, (width / model->heads + QUERIES) * padded);
+    TAKE(inner, INNER_ROWS * wide);
+    TAKE(inner_scales, INNER_ROWS);
+    TAKE(inner_bytes, INNER_ROWS * wide);
+#undef TAKE
+    return at;
+}
+
+long encoder_scratch(const encoder_weights *model, long rows, long longest) {
+    scratch parts;
+    return lay_out(model, rows, longest, NULL, &parts) + ALIGNED;
+}
+
+FAST static void one_layer(const encoder_weights *model, const layer_weights *layer, const int64_t *lengths, long texts,
+                           long rows, const scratch *parts, float *state) {
+    long width = model->width, wide = layer->up.outer;
+    project(&layer->attended, parts->bytes, parts->scales, rows, parts->projected);
+    for (long text = 0, row = 0; text < texts; row += lengths[text++])
+        attention(parts->projected + row * 3 * width, lengths[text], width, model->heads, parts->room,
+                  parts->context + row * width);
+    for (long row = 0; row < rows; row++)
+        quantise(parts->context + row * width, width, parts->bytes + row * width, parts->scales + row);
+    add(&layer->merged, parts->bytes, parts->scales, rows, state, parts->context);
+    for (long row = 0; row < rows; row++) {
+        float *own = state + row * width;
+        normalise(parts->context + row * width, layer->merged_weight, layer->merged_bias, model->epsilon, width, own);
+        quantise(own, width, parts->bytes + row * width, parts->scales + row);
+    }
+    for (long first = 0; first < rows; first += INNER_ROWS) {
+        long count = rows - first < INNER_ROWS ? rows - first : INNER_ROWS;
+        uint8_t *bytes = parts->bytes + first * width;
+        float *summed = parts->context + first * width, *own = state + first * width;
+        activate(&layer->up, bytes, parts->scales + first, count, parts->inner);
+        for (long row = 0; row < count; row++)
+            quantise(parts->inner + row * wide, wide, parts->inner_bytes + row * wide, parts->inner_scales + row);
+        add(&layer->down, parts->inner_bytes, parts->inner_scales, count, own, summed);
+        for (long row = 0; row < count; row++) {
+            normalise(summed + row * width, layer->down_weight, layer->down_bias, model->epsilon, width, own + row * width);
+            quantise(own + row * width, width, bytes + row * width, parts->scales + first + row);
+        }
+    }
+}
+
+FAST static void embed(const encoder_weights *model, int32_t id, long place, float *to) {
+    const int8_t *word = model->words + (long)id * model->width;
+    const float *position = model->positions + place * model->width;
+    __m512 scale = _mm512_set1_ps(model->word_scales[id]);
+    for (long at = 0; at < model->width; at += LANES) {
+        __m512 value = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(word + at))));
+        _mm512_storeu_ps(to + at, _mm512_fmadd_ps(value, scale, _mm512_loadu_ps(position + at)));
+    }
+}
+
+/* The mean of the rows of a text, or its first row, at length 1. */
+FAST static void pool(const float *state, long length, long width, int by_first, float *to) {
+    __m512 squares = _mm512_setzero_ps();
+    for (long at = 0; at < width; at += LANES) {
+        __m512 sum = _mm512_loadu_ps(state + at);
+        for (long row = 1; !by_first && row < length; row++) sum = _mm512_add_ps(sum, _mm512_loadu_ps(state + row * width + at));
+        sum = _mm512_mul_ps(sum, _mm512_set1_ps(by_first ? 1.0f : 1.0f / length));
+        squares = _mm512_fmadd_ps(sum, sum, squares);
+        _mm512_storeu_ps(to + at, sum);
+    }
+    float norm = sqrtf(_mm512_reduce_add_ps(squares));
+    __m512 shrink = _mm512_set1_ps(1.0f / (norm > SCALE_FLOOR ? norm : SCALE_FLOOR));
+    for (long at = 0; at < width; at += LANES) _mm512_storeu_ps(to + at, _mm512_mul_ps(_mm512_loadu_ps(to + at), shrink));
+}
+
+FAST
+void encoder_run(const encoder_weights *model, const int32_t *ids, const int64_t *lengths, long texts, int by_first,
+                 uint8_t *room, float *state, float *pooled) {
+    long width = model->width, rows = 0, longest = 0;
+    for (long text = 0; text < texts; text++) {
+        rows += lengths[text];
+        if (lengths[text] > longest) longest = lengths[text];
+    }
+    scratch parts;
+    lay_out(model, rows, longest, (uint8_t *)rounded((long)room), &parts);
+    for (long text = 0, row = 0; text < texts; text++)
+        for (long place = 0; place < lengths[text]; place++, row++) {
+            float *own = state + row * width;
+            embed(model, ids[row], place, parts.context + row * width);
+            normalise(parts.context + row * width, model->norm_weight, model->norm_bias, model->epsilon, width, own);
+            quantise(own, width, parts.bytes + row * width, parts.scales + row);
+        }
+    for (long layer = 0; layer < model->depth; layer++)
+        one_layer(model, model->layers + layer, lengths, texts, rows, &parts, state);
+    for (long text = 0, row = 0; text < texts; row += lengths[text++])
+        pool(state + row * width, lengths[text], width, by_first, pooled + text * width);
+}
+
+/* int8[inner, outer] as panels; `starts` are the sums that make up for activations lying around UINT8_ZERO. Columns past
+   the last one count as zeros: panels has room for whole ones. */
+void encoder_pack(const int8_t *weights, long inner, long outer, int8_t *panels, int32_t *starts) {
+    long columns = (outer + PANEL - 1) / PANEL * PANEL;
+    for (long column = 0; column < columns; column++) {
+        int8_t *to = panels + column / PANEL * inner * PANEL + column % PANEL * 4;
+        int32_t sum = 0;
+        for (long at = 0; at < inner; at++) {
+            int8_t weight = column < outer ? weights[at * outer + column] : 0;
+            to[at / 4 * 4 * PANEL + at % 4] = weight;
+            sum += weight;
+        }
+        starts[column] = -UINT8_ZERO * sum;
+    }
+}
+
+#else
+
+int encoder_runs(void) { return 0; }
+void encoder_pack(const int8_t *weights, long inner, long outer, int8_t *panels, int32_t *starts) {}
+long encoder_scratch(const encoder_weights *model, long rows, long longest) { return 0; }
+void encoder_run(const encoder_weights *model, const int32_t *ids, const int64_t *lengths, long texts, int by_first,
+                 uint8_t *room, float *state, float *pooled) {}
+
+#endif

@@ -1,0 +1,200 @@
+"""A BERT encoder in 8-bit integers: ids in, pooled and token states out. Called by inference/native_pass.py.
+
+Its floats differ from those of a graph run by ONNX Runtime in the last digits only; its texts never depend on the texts that
+are encoded with them. Needs a processor with 8-bit dot products (AVX-512 VNNI): ask ``runs_here`` first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dakera_cluster.native.library import allocated, given, kernels
+
+LANES = 16
+"""Widths are multiples of this."""
+PANEL = 64
+"""Columns of a matrix that lie together."""
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """x W + b. ``weights``: int8[inner, outer]; ``scales`` (what a step of a column is worth) and ``bias``: float32[outer]."""
+
+    weights: NDArray[np.int8]
+    scales: Floats
+    bias: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """Layer normalisation: float32[width] each."""
+
+    weight: Floats
+    bias: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """``attended``: queries, keys and values side by side; ``merged``: over the heads; ``up`` and ``down``: the inner layer. Each
+    norm follows the product of its name, added to what went in."""
+
+    attended: Dense
+    merged: Dense
+    merged_norm: Norm
+    up: Dense
+    down: Dense
+    down_norm: Norm
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """``words``: int8[vocabulary, width] with ``word_scales``: float32[vocabulary]; ``positions``: float32[places, width], the
+    token type added."""
+
+    heads: int
+    epsilon: float
+    words: NDArray[np.int8]
+    word_scales: Floats
+    positions: Floats
+    norm: Norm
+    layers: tuple[Layer, ...]
+
+
+def runs_here() -> bool:
+    """Whether this processor has what it takes."""
+    return bool(kernels.encoder_runs())
+
+
+class NativeEncoder:
+    """The weights, laid out for the kernels. One caller at a time."""
+
+    def __init__(self, weights: Weights) -> None:
+        """Raises ValueError for weights that do not fit together or whose widths the kernels do not take."""
+        if not runs_here():
+            raise ValueError("this processor lacks 8-bit dot products")
+        _check(weights)
+        self._width = weights.words.shape[1]
+        self._vocabulary, self._places = len(weights.words), len(weights.positions)
+        self._kept: list[Any] = []
+        self._panels = np.empty(
+            sum(_panel_bytes(dense) for layer in weights.layers for dense in _products(layer)), np.int8
+        )
+        self._used = 0
+        self._room = np.empty(0, np.uint8)
+        layers = allocated("layer_weights", len(weights.layers))
+        for place, layer in enumerate(weights.layers):
+            to = layers[place]
+            for name in ("attended", "merged", "up", "down"):
+                self._lay_out(getattr(layer, name), getattr(to, name))
+            for name in ("merged", "down"):
+                norm = getattr(layer, f"{name}_norm")
+                setattr(to, f"{name}_weight", self._held(norm.weight, np.float32))
+                setattr(to, f"{name}_bias", self._held(norm.bias, np.float32))
+        self._model = allocated("encoder_weights", 1)
+        model = self._model[0]
+        model.depth, model.width, model.heads = len(weights.layers), self._width, weights.heads
+        model.epsilon = weights.epsilon
+        model.words = self._held(weights.words, np.int8)
+        model.word_scales = self._held(weights.word_scales, np.float32)
+        model.positions = self._held(weights.positions, np.float32)
+        model.norm_weight = self._held(weights.norm.weight, np.float32)
+        model.norm_bias = self._held(weights.norm.bias, np.float32)
+        model.layers = layers
+        self._kept.append(layers)
+
+    def run(self, texts: Sequence[Sequence[int]], *, by_first: bool) -> tuple[Floats, Floats]:
+        """``(pooled float32[n, width], states float32[sum of lengths, width])`` of n texts, none of them empty. Pooled is the
+        mean of a text's states, or with ``by_first`` the first of them, at length 1.
+
+        Raises ValueError for an id out of the vocabulary, or a text that is empty or has more tokens than there are places.
+        """
+        lengths = np.array([len(text) for text in texts], np.int64)
+        if not len(lengths):
+            return np.empty((0, self._width), np.float32), np.empty((0, self._width), np.float32)
+        ids = np.array([token for text in texts for token in text], np.int32)
+        if lengths.min() < 1 or lengths.max() > self._places:
+            raise ValueError(f"a text must have 1 to {self._places} tokens")
+        if ids.min() < 0 or ids.max() >= self._vocabulary:
+            raise ValueError(f"token ids must lie in 0 to {self._vocabulary - 1}")
+        needed = kernels.encoder_scratch(self._model, len(ids), int(lengths.max()))
+        if len(self._room) < needed:
+            self._room = np.empty(needed, np.uint8)
+        states = np.empty((len(ids), self._width), np.float32)
+        pooled = np.empty((len(lengths), self._width), np.float32)
+        kernels.encoder_run(
+            self._model,
+            given(ids, np.int32),
+            given(lengths, np.int64),
+            len(lengths),
+            by_first,
+            given(self._room, np.uint8),
+            given(states, np.float32),
+            given(pooled, np.float32),
+        )
+        return pooled, states
+
+    def _lay_out(self, dense: Dense, to: Any) -> None:
+        inner, outer = dense.weights.shape
+        panels = self._panels[self._used : self._used + _panel_bytes(dense)]
+        self._used += len(panels)
+        starts = np.empty(_columns(outer), np.int32)
+        kernels.encoder_pack(
+            given(np.ascontiguousarray(dense.weights), np.int8),
+            inner,
+            outer,
+            given(panels, np.int8),
+            given(starts, np.int32),
+        )
+        to.inner, to.outer = inner, outer
+        to.panels, to.starts = self._held(panels, np.int8), self._held(starts, np.int32)
+        to.scales, to.bias = self._held(dense.scales, np.float32), self._held(dense.bias, np.float32)
+
+    def _held(self, array: np.ndarray, dtype: Any) -> Any:
+        pointer = given(np.ascontiguousarray(array), dtype)
+        self._kept.append(pointer)
+        return pointer
+
+
+def _products(layer: Layer) -> tuple[Dense, Dense, Dense, Dense]:
+    """In the order in which they are used, which is the order in which they lie."""
+    return layer.attended, layer.merged, layer.up, layer.down
+
+
+def _columns(outer: int) -> int:
+    return -(-outer // PANEL) * PANEL
+
+
+def _panel_bytes(dense: Dense) -> int:
+    inner, outer = dense.weights.shape
+    return int(inner * _columns(outer))
+
+
+def _check(weights: Weights) -> None:
+    width = weights.words.shape[1]
+    if not weights.layers or weights.heads < 1 or width % (weights.heads * LANES):
+        raise ValueError(f"the heads must be some times {LANES} wide: {width} / {weights.heads}")
+    shapes: list[tuple[np.ndarray, tuple[int, ...]]] = [
+        (weights.word_scales, (len(weights.words),)),
+        (weights.positions, (len(weights.positions), width)),
+        (weights.norm.weight, (width,)),
+        (weights.norm.bias, (width,)),
+    ]
+    for layer in weights.layers:
+        wide = layer.up.weights.shape[1]
+        if wide % LANES or wide != weights.layers[0].up.weights.shape[1]:
+            raise ValueError(f"every inner layer must be the same multiple of {LANES} wide, not {wide}")
+        sides = ((width, 3 * width), (width, width), (width, wide), (wide, width))
+        for dense, (inner, outer) in zip(_products(layer), sides, strict=True):
+            shapes += [(dense.weights, (inner, outer)), (dense.scales, (outer,)), (dense.bias, (outer,))]
+        for norm in (layer.merged_norm, layer.down_norm):
+            shapes += [(norm.weight, (width,)), (norm.bias, (width,))]
+    for array, shape in shapes:
+        if array.shape != shape:
+            raise ValueError(f"weights of shape {array.shape} where {shape} was expected")

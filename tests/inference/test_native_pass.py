@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from dakera_cluster.inference import store
+from dakera_cluster.inference.embedder import TextEncoder
+from dakera_cluster.inference.models import Precision, TextKind
+from dakera_cluster.inference.native_pass import native_pass
+from dakera_cluster.inference.store import InstalledModel
+from dakera_cluster.native.encoder import runs_here
+
+from .conftest import write_tiny_model
+
+pytestmark = pytest.mark.skipif(not runs_here(), reason="this processor has no 8-bit dot products")
+
+TEXTS = ["the cat sat on the mat .", "hello world", "", "deep blue sea : red fish swims fast", "cats swims zzz"] * 7
+
+
+def installed(folder: Path, pooling: str = "mean", precision: Precision = Precision.INT8) -> InstalledModel:
+    model = write_tiny_model(folder / "tiny", pooling)
+    store.pull(str(model), folder / "cache", precision=precision)
+    return store.find(str(model), folder / "cache", precision)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_kernels_and_onnx_runtime_say_the_same(tmp_path: Path, pooling: str) -> None:
+    model = installed(tmp_path, pooling)
+    own, theirs = (TextEncoder(model, native=native).encode(TEXTS, TextKind.QUERY, True) for native in (True, False))
+    assert own.tokens is not None and theirs.tokens is not None
+    assert (own.vectors * theirs.vectors).sum(axis=1).min() > 0.9995
+    for left, right in zip(own.tokens, theirs.tokens, strict=True):
+        assert np.array_equal(left.ids, right.ids)
+        assert left.floats is not None and right.floats is not None
+        assert ((left.floats * right.floats).sum(axis=1) > 0.999).all()
+
+
+@pytest.mark.parametrize("threads", [2, 3, 64])
+def test_threads_share_the_texts_and_change_nothing(tmp_path: Path, threads: int) -> None:
+    model = installed(tmp_path)
+    alone, shared = native_pass(model, 1), native_pass(model, threads)
+    assert alone is not None and shared is not None
+    ids = TextEncoder(model).tokenize(TEXTS, TextKind.PASSAGE)
+    for count in (1, 2, len(ids)):
+        expected, found = alone.run(ids[:count], tokens=True), shared.run(ids[:count], tokens=True)
+        assert np.array_equal(expected.pooled, found.pooled)
+        assert expected.tokens is not None and found.tokens is not None
+        assert all(np.array_equal(*pair) for pair in zip(expected.tokens, found.tokens, strict=True))
+    assert shared.run(ids, tokens=False).tokens is None
+
+
+def test_what_the_kernels_do_not_take_is_left_to_onnx_runtime(tmp_path: Path) -> None:
+    assert native_pass(installed(tmp_path / "fp32", precision=Precision.FP32), 1) is None
+    model = installed(tmp_path / "foreign")
+    graph = onnx.load(str(model.graph_path))
+    graph.producer_name = "somebody"
+    onnx.save(graph, str(model.graph_path))
+    assert native_pass(model, 1) is None
+    assert not TextEncoder(model).is_native
