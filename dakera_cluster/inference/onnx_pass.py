@@ -1,4 +1,7 @@
-"""Forward passes on ONNX Runtime: any graph, any precision, CPU or CUDA. Called by embedder.py and pairs.py."""
+"""Forward passes on ONNX Runtime: any graph, any precision, CPU or CUDA. Called by embedder.py and pairs.py.
+
+ONNX Runtime is imported when a graph is opened: a node whose models all run on our own kernels does without its memory.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,17 @@ import platform
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from dakera_cluster.inference.encoding import States
 from dakera_cluster.inference.models import ModelFormatError, Pooling
 from dakera_cluster.model.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 
 class Device(StrEnum):
@@ -58,12 +64,16 @@ class OnnxPass:
 
 def open_session(graph: Path, threads: int, device: Device) -> onnxruntime.InferenceSession:
     """A graph, loaded to be run by one thread at a time. Raises InvalidRequestError for a device that is not there."""
+    import onnxruntime
+
     check_device(device)
     providers = list(dict.fromkeys([_PROVIDERS[device], _PROVIDERS[Device.CPU]]))
     return onnxruntime.InferenceSession(str(graph), _options(threads), providers=providers)
 
 
 def _options(threads: int) -> onnxruntime.SessionOptions:
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -81,6 +91,10 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
 
 def check_device(device: Device) -> None:
     """Raises InvalidRequestError for a device that the installed ONNX Runtime lacks."""
+    if device is Device.CPU:
+        return  # every build has it
+    import onnxruntime
+
     provider = _PROVIDERS[device]
     if provider not in onnxruntime.get_available_providers():
         raise InvalidRequestError(f"this ONNX Runtime has no {provider}: use cpu", field="DAKERA_INFERENCE_DEVICE")

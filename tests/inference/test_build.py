@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -14,42 +13,23 @@ from dakera_cluster.inference.build import read_config
 from dakera_cluster.inference.embedder import TextEncoder
 from dakera_cluster.inference.models import ModelFormatError, Precision, TextKind
 from dakera_cluster.native.encoder import runs_here
+from tests.support import bert_reference
 
-from .conftest import HEADS, HIDDEN, LAYERS, SPECIAL, tiny_weights, write_tiny_model
+from .conftest import HEADS, LAYERS, SPECIAL, tiny_weights, write_tiny_model
 
 Array = NDArray[np.float64]
 TEXTS = ["the cat sat on the mat .", "hello world", "", "deep blue sea : red fish swims fast", "cats swims zzz"]
 
 
 def reference_states(ids: list[int]) -> Array:
-    """BERT of the papers in plain numpy float64, one text at a time, no mask: an independent account of the graph."""
-    w: dict[str, Array] = {name: tensor.astype(np.float64) for name, tensor in tiny_weights().items()}
-
-    def norm(x: Array, name: str) -> Array:
-        centred = x - x.mean(-1, keepdims=True)
-        scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-12)
-        return scaled * w[name + ".weight"] + w[name + ".bias"]
-
-    def linear(x: Array, name: str) -> Array:
-        return x @ w[name + ".weight"].T + w[name + ".bias"]
-
-    x = w["embeddings.word_embeddings.weight"][ids] + w["embeddings.position_embeddings.weight"][: len(ids)]
-    x = norm(x + w["embeddings.token_type_embeddings.weight"][0], "embeddings.LayerNorm")
-    width = HIDDEN // HEADS
-    for layer in range(LAYERS):
-        p = f"encoder.layer.{layer}."
-        q, k, v = (linear(x, f"{p}attention.self.{part}") for part in ("query", "key", "value"))
-        heads = []
-        for head in range(HEADS):
-            cut = slice(head * width, (head + 1) * width)
-            scores = q[:, cut] @ k[:, cut].T / math.sqrt(width)
-            shares = np.exp(scores - scores.max(-1, keepdims=True))
-            heads.append(shares / shares.sum(-1, keepdims=True) @ v[:, cut])
-        x = norm(linear(np.hstack(heads), p + "attention.output.dense") + x, p + "attention.output.LayerNorm")
-        f = linear(x, p + "intermediate.dense")
-        gelu = f * 0.5 * (1 + np.vectorize(math.erf)(f / math.sqrt(2)))
-        x = norm(linear(gelu, p + "output.dense") + x, p + "output.LayerNorm")
-    return x
+    weights = tiny_weights()
+    linear, norm = bert_reference.float_parts(weights, 1e-12)
+    embedded = (
+        weights["embeddings.word_embeddings.weight"][ids].astype(np.float64)
+        + weights["embeddings.position_embeddings.weight"][: len(ids)]
+        + weights["embeddings.token_type_embeddings.weight"][0]
+    )
+    return bert_reference.layers(norm(embedded, "embeddings.LayerNorm"), LAYERS, HEADS, linear, norm)
 
 
 def encoder(folder: Path, precision: Precision, *, native: bool = True) -> TextEncoder:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -60,3 +62,14 @@ def test_what_the_kernels_do_not_take_is_left_to_onnx_runtime(tmp_path: Path) ->
     onnx.save(graph, str(model.graph_path))
     assert native_pass(model, 1) is None
     assert not TextEncoder(model).is_native
+
+
+def test_a_model_that_the_kernels_run_does_not_load_onnx_runtime(tmp_path: Path) -> None:
+    """Its memory would stay with the node for nothing."""
+    installed(tmp_path)
+    program = (
+        "import sys; from pathlib import Path; from dakera_cluster.inference.service import open_embedder;"
+        f"embedder = open_embedder({str(tmp_path / 'tiny')!r}, Path({str(tmp_path / 'cache')!r}));"
+        "assert embedder.available; sys.exit('onnxruntime' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

@@ -11,11 +11,12 @@ import pytest
 from numpy.typing import NDArray
 
 from dakera_cluster.native.encoder import Dense, Layer, NativeEncoder, Norm, Weights, runs_here
+from tests.support import bert_reference
+from tests.support.bert_reference import Array
 
 pytestmark = pytest.mark.skipif(not runs_here(), reason="this processor has no 8-bit dot products")
 
 VOCABULARY, PLACES = 97, 80
-Wide = NDArray[np.float64]
 
 
 def drawn(rng: np.random.Generator, *shape: int, size: float = 1.0) -> NDArray[np.float32]:
@@ -42,36 +43,46 @@ def made(width: int, heads: int, wide: int, depth: int, seed: int = 3) -> Weight
     return Weights(heads, 1e-12, words, word_scales, drawn(rng, PLACES, width, size=0.3), norm(), layers)
 
 
-def product(rows: Wide, dense: Dense) -> Wide:
+def product(rows: Array, dense: Dense) -> Array:
     """The rows in 8 bits, one scale each, times the matrix: exact integers, then floats."""
     peaks = np.maximum(np.abs(rows).max(axis=1, keepdims=True), 1e-9)
     steps = np.rint(rows * (127 / peaks)).astype(np.int64)
     return (steps @ dense.weights.astype(np.int64)) * (peaks / 127) * dense.scales.astype(np.float64) + dense.bias
 
 
-def normed(rows: Wide, norm: Norm, epsilon: float) -> Wide:
-    gaps = rows - rows.mean(axis=1, keepdims=True)
-    return gaps / np.sqrt((gaps**2).mean(axis=1, keepdims=True) + epsilon) * norm.weight + norm.bias
+def reference(weights: Weights, ids: list[int]) -> Array:
+    width = weights.words.shape[1]
+    products: dict[str, Dense] = {}
+    norms: dict[str, Norm] = {}
+    for place, layer in enumerate(weights.layers):
+        prefix = f"encoder.layer.{place}."
+        for part, name in enumerate(("query", "key", "value")):
+            cut = slice(part * width, (part + 1) * width)
+            joined = layer.attended
+            products[f"{prefix}attention.self.{name}"] = Dense(
+                joined.weights[:, cut], joined.scales[cut], joined.bias[cut]
+            )
+        products |= {
+            prefix + "attention.output.dense": layer.merged,
+            prefix + "intermediate.dense": layer.up,
+            prefix + "output.dense": layer.down,
+        }
+        norms |= {
+            prefix + "attention.output.LayerNorm": layer.merged_norm,
+            prefix + "output.LayerNorm": layer.down_norm,
+        }
 
+    def norm(rows: Array, by: Norm) -> Array:
+        return bert_reference.normalised(rows, by.weight, by.bias, weights.epsilon)
 
-def reference(weights: Weights, ids: list[int]) -> Wide:
     words = weights.words[ids].astype(np.float64) * weights.word_scales[ids, None]
-    state = normed(words + weights.positions[: len(ids)], weights.norm, weights.epsilon)
-    width = state.shape[1]
-    part = width // weights.heads
-    for layer in weights.layers:
-        query, key, value = np.split(product(state, layer.attended), 3, axis=1)
-        context = np.empty_like(state)
-        for start in range(0, width, part):
-            cut = slice(start, start + part)
-            scores = query[:, cut] @ key[:, cut].T / math.sqrt(part)
-            shares = np.exp(scores - scores.max(axis=1, keepdims=True))
-            context[:, cut] = shares / shares.sum(axis=1, keepdims=True) @ value[:, cut]
-        state = normed(product(context, layer.merged) + state, layer.merged_norm, weights.epsilon)
-        inner = product(state, layer.up)
-        inner = inner * 0.5 * (1 + np.vectorize(math.erf)(inner / math.sqrt(2)))
-        state = normed(product(inner, layer.down) + state, layer.down_norm, weights.epsilon)
-    return state
+    return bert_reference.layers(
+        norm(words + weights.positions[: len(ids)], weights.norm),
+        len(weights.layers),
+        weights.heads,
+        lambda rows, name: product(rows, products[name]),
+        lambda rows, name: norm(rows, norms[name]),
+    )
 
 
 def texts_of(lengths: list[int], seed: int = 5) -> list[list[int]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from tests.support import bert_reference
 
 Weights = dict[str, NDArray[np.float32]]
 WORDS = [
@@ -151,35 +152,15 @@ def write_pair_model(folder: Path, family: str, weights: Weights, layers: int = 
 def reference_logits(
     family: str, weights: Weights, layers: int, ids: list[int], types: list[int]
 ) -> NDArray[np.float64]:
-    """The papers' model in plain numpy float64, one pair at a time, no mask: an independent account of the graph."""
-    w = {name: tensor.astype(np.float64) for name, tensor in weights.items()}
+    """The papers' model with its head over the first token."""
     settings = config(family, layers)
-
-    def norm(x: NDArray[np.float64], name: str) -> NDArray[np.float64]:
-        centred = x - x.mean(-1, keepdims=True)
-        scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + settings["layer_norm_eps"])
-        return np.asarray(scaled * w[name + ".weight"] + w[name + ".bias"])
-
-    def linear(x: NDArray[np.float64], name: str) -> NDArray[np.float64]:
-        return np.asarray(x @ w[name + ".weight"].T + w[name + ".bias"])
-
+    linear, norm = bert_reference.float_parts(weights, settings["layer_norm_eps"])
     first = 0 if family == BERT else 2
-    x = w["embeddings.word_embeddings.weight"][ids]
-    x = x + w["embeddings.position_embeddings.weight"][first : first + len(ids)]
-    x = norm(x + w["embeddings.token_type_embeddings.weight"][types], "embeddings.LayerNorm")
-    width = HIDDEN // HEADS
-    for layer in range(layers):
-        p = f"encoder.layer.{layer}."
-        q, k, v = (linear(x, f"{p}attention.self.{part}") for part in ("query", "key", "value"))
-        heads = []
-        for head in range(HEADS):
-            cut = slice(head * width, (head + 1) * width)
-            scores = q[:, cut] @ k[:, cut].T / math.sqrt(width)
-            shares = np.exp(scores - scores.max(-1, keepdims=True))
-            heads.append(shares / shares.sum(-1, keepdims=True) @ v[:, cut])
-        x = norm(linear(np.hstack(heads), p + "attention.output.dense") + x, p + "attention.output.LayerNorm")
-        f = linear(x, p + "intermediate.dense")
-        gelu = f * 0.5 * (1 + np.vectorize(math.erf)(f / math.sqrt(2)))
-        x = norm(linear(gelu, p + "output.dense") + x, p + "output.LayerNorm")
+    embedded = (
+        weights["embeddings.word_embeddings.weight"][ids].astype(np.float64)
+        + weights["embeddings.position_embeddings.weight"][first : first + len(ids)]
+        + weights["embeddings.token_type_embeddings.weight"][types]
+    )
+    state = bert_reference.layers(norm(embedded, "embeddings.LayerNorm"), layers, HEADS, linear, norm)
     inner, outer = head_names(family)
-    return linear(np.tanh(linear(x[0], inner)), outer)
+    return linear(np.tanh(linear(state[:1], inner)), outer)[0]
