@@ -13,6 +13,7 @@ Called by the service, which owns the thread, and by benchmarks that want the ba
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,7 @@ class TextEncoder:
         self.fingerprint = model.fingerprint
         self._max_batch_tokens = max_batch_tokens
         self._tokenizer = _tokenizer(model.tokenizer_path, self.spec.max_tokens)
-        self._special = _special_ids(self._tokenizer)
+        self._meaning = _meaning(self._tokenizer)
         own = native_pass(model, threads) if native and device is Device.CPU else None
         self._pass: NativePass | OnnxPass = own or OnnxPass(model.graph_path, self.spec.pooling, threads, device)
 
@@ -133,20 +134,28 @@ class TextEncoder:
         states.pooled.flags.writeable = False
         if states.tokens is None:
             return Encoded(states.pooled)
-        return Encoded(
-            states.pooled,
-            [self._token_vectors(own, state, kind) for own, state in zip(ids, states.tokens, strict=True)],
-        )
+        return Encoded(states.pooled, self._token_vectors(ids, states.tokens, kind))
 
-    def _token_vectors(self, ids: Sequence[int], states: NDArray[np.float32], kind: TextKind) -> TokenVectors:
-        kept = [place for place, piece_id in enumerate(ids) if piece_id not in self._special]
-        states = states[kept]
+    def _token_vectors(
+        self, ids: Sequence[Sequence[int]], states: NDArray[np.float32], kind: TextKind
+    ) -> list[TokenVectors]:
+        """Of every text, from the states of all: what all texts need is computed once for all of them."""
+        every = np.fromiter(chain.from_iterable(ids), np.int32)
+        kept = self._meaning[every]
+        ends = np.cumsum(kept)[np.cumsum([len(own) for own in ids]) - 1].tolist()
+        states, every = states[kept], every[kept]
         signs = np.packbits(states > 0, axis=-1)
         if kind is TextKind.QUERY:
-            states /= np.maximum(np.linalg.norm(states, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-        vectors = TokenVectors(np.asarray(ids, np.int32)[kept], signs, states if kind is TextKind.QUERY else None)
-        vectors.freeze()
-        return vectors
+            norms = np.sqrt(np.einsum("ij,ij->i", states, states))
+            states /= np.maximum(norms, np.finfo(np.float32).tiny)[:, None]
+        found = []
+        for start, stop in pairwise([0, *ends]):
+            # Copies: a text that is kept must not keep the others' arrays alive.
+            floats = states[start:stop].copy() if kind is TextKind.QUERY else None
+            vectors = TokenVectors(every[start:stop].copy(), signs[start:stop].copy(), floats)
+            vectors.freeze()
+            found.append(vectors)
+        return found
 
 
 def whole(text: str) -> str:
@@ -161,5 +170,8 @@ def _tokenizer(path: Path, max_tokens: int) -> Tokenizer:
     return tokenizer
 
 
-def _special_ids(tokenizer: Tokenizer) -> frozenset[int]:
-    return frozenset(piece_id for piece_id, piece in tokenizer.get_added_tokens_decoder().items() if piece.special)
+def _meaning(tokenizer: Tokenizer) -> NDArray[np.bool_]:
+    """By piece id: whether it stands for something of the text, as special tokens do not."""
+    meaning = np.ones(tokenizer.get_vocab_size(), np.bool_)
+    meaning[[piece_id for piece_id, piece in tokenizer.get_added_tokens_decoder().items() if piece.special]] = False
+    return meaning

@@ -47,8 +47,8 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class States:
-    """What a pass over n texts leaves. `pooled`: float32[n, d], L2 norm 1. `tokens`: the last hidden state of each text,
-    float32[length, d], special tokens included; None if not asked."""
+    """What a pass over n texts leaves. `pooled`: float32[n, d], L2 norm 1. `tokens`: the last hidden states of all texts, one
+    behind the other, float32[sum of lengths, d], special tokens included; None if not asked."""
 
     pooled: NDArray[np.float32]
-    tokens: list[NDArray[np.float32]] | None = None
+    tokens: NDArray[np.float32] | None = None

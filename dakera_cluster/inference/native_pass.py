@@ -36,14 +36,12 @@ class NativePass:
         edges = [len(ids) * share // self._threads for share in range(self._threads + 1)]
         spans = [(start, stop) for start, stop in pairwise(edges) if stop > start]
         parts = list(self._pool.map(lambda span: self._part(ids[span[0] : span[1]], tokens), spans))
-        pooled = np.concatenate([part.pooled for part in parts])
-        return States(pooled, [text for part in parts for text in part.tokens or ()] if tokens else None)
+        states = [part.tokens for part in parts if part.tokens is not None]
+        return States(np.concatenate([part.pooled for part in parts]), np.concatenate(states) if tokens else None)
 
     def _part(self, ids: Sequence[Sequence[int]], tokens: bool) -> States:
         pooled, states = self._encoder.run(ids, by_first=self._by_first)
-        if not tokens:
-            return States(pooled)
-        return States(pooled, np.split(states, np.cumsum([len(text) for text in ids[:-1]], dtype=np.int64)))
+        return States(pooled, states if tokens else None)
 
 
 def native_pass(model: InstalledModel, threads: int) -> NativePass | None:

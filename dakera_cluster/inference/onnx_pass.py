@@ -59,7 +59,7 @@ class OnnxPass:
             pooled = _pool(states[0], inputs["attention_mask"], self._pooling)
         if not tokens:
             return States(pooled)
-        return States(pooled, [states[0][row, : len(row_ids)] for row, row_ids in enumerate(ids)])
+        return States(pooled, np.concatenate([states[0][row, : len(row_ids)] for row, row_ids in enumerate(ids)]))
 
 
 def open_session(graph: Path, threads: int, device: Device) -> onnxruntime.InferenceSession:
