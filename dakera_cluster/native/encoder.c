@@ -111,12 +111,14 @@ FAST static void normalise(const float *values, const float *weight, const float
 
 typedef enum { PLAIN, GELU, ADDED } finish;
 
-/* The sums of `rows` (a constant to the compiler) rows and one panel, int32[rows, PANEL]. `ahead`: what will be read next, NULL
-   when another block of rows fetches it. What becomes of the sums is another function's work: this loop needs every register. */
+/* The sums of `rows` (a constant to the compiler) rows and one panel, int32[rows, PANEL]. Meanwhile the vectors from `fetched` to
+   `fetch_to` of every step of the next panel are called to the cache: the blocks of rows share that out, because memory that is
+   asked for all at once keeps the sums waiting. What becomes of the sums is another function's work: this loop needs every
+   register. */
 FAST_INLINED void sum_block(const int rows, const dense_weights *dense, long panel, const uint8_t *bytes, int32_t *to,
-                            const int8_t *ahead) {
+                            int fetched, int fetch_to) {
     long inner = dense->inner;
-    const int8_t *weights = dense->panels + panel * inner * PANEL;
+    const int8_t *weights = dense->panels + panel * inner * PANEL, *ahead = weights + inner * PANEL;
     __m512i sums[ROWS][VECTORS];
     for (int row = 0; row < rows; row++)
         for (int vector = 0; vector < VECTORS; vector++)
@@ -125,7 +127,8 @@ FAST_INLINED void sum_block(const int rows, const dense_weights *dense, long pan
         __m512i own[VECTORS];
         for (int vector = 0; vector < VECTORS; vector++) {
             own[vector] = _mm512_loadu_si512(weights + at * PANEL + vector * 64);
-            if (ahead) _mm_prefetch((const char *)(ahead + at * PANEL + vector * 64), _MM_HINT_T1);
+            if (vector >= fetched && vector < fetch_to)
+                _mm_prefetch((const char *)(ahead + at * PANEL + vector * 64), _MM_HINT_T1);
         }
         for (int row = 0; row < rows; row++) {
             int32_t four;
@@ -161,20 +164,20 @@ FAST_INLINED void finish_block(const finish how, long rows, const dense_weights 
 FAST_INLINED void multiply(const finish how, const dense_weights *dense, const uint8_t *bytes, const float *row_scales,
                            long count, const float *added, float *to) {
     long inner = dense->inner, outer = dense->outer;
-    long blocks = (count + ROWS - 1) / ROWS;
+    long blocks = (count + ROWS - 1) / ROWS, fetching = blocks < VECTORS ? blocks : VECTORS;
     int32_t sums[ROWS * PANEL];
     for (long panel = 0; panel * PANEL < outer; panel++) {
         for (long block = 0; block < blocks; block++) {
             long row = block * count / blocks, rows = (block + 1) * count / blocks - row;
             const uint8_t *from = bytes + row * inner;
-            const int8_t *ahead = block ? NULL : dense->panels + (panel + 1) * inner * PANEL;
+            int fetched = block * VECTORS / fetching, fetch_to = (block + 1) * VECTORS / fetching;
             switch (rows) {
-                case 1: sum_block(1, dense, panel, from, sums, ahead); break;
-                case 2: sum_block(2, dense, panel, from, sums, ahead); break;
-                case 3: sum_block(3, dense, panel, from, sums, ahead); break;
-                case 4: sum_block(4, dense, panel, from, sums, ahead); break;
-                case 5: sum_block(5, dense, panel, from, sums, ahead); break;
-                default: sum_block(ROWS, dense, panel, from, sums, ahead); break;
+                case 1: sum_block(1, dense, panel, from, sums, fetched, fetch_to); break;
+                case 2: sum_block(2, dense, panel, from, sums, fetched, fetch_to); break;
+                case 3: sum_block(3, dense, panel, from, sums, fetched, fetch_to); break;
+                case 4: sum_block(4, dense, panel, from, sums, fetched, fetch_to); break;
+                case 5: sum_block(5, dense, panel, from, sums, fetched, fetch_to); break;
+                default: sum_block(ROWS, dense, panel, from, sums, fetched, fetch_to); break;
             }
             finish_block(how, rows, dense, panel, sums, row_scales + row, how == ADDED ? added + row * outer : NULL,
                          to + row * outer);
