@@ -12,8 +12,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import msgspec
-
 from dakera_cluster.inference.models import TextKind
 from dakera_cluster.memory.core import (
     Core,
@@ -49,6 +47,9 @@ MAX_ASSOCIATED = 10
 MAX_DEPTH = 3
 MAX_ITERATIONS = 3
 MAX_QUERY_CHARS = 20_000
+_ROUTINGS, _FUSIONS = tuple(Routing), tuple(Fusion)
+_RERANKS = (*Rerank, *CROSS_ENCODER_SPELLINGS[1:])
+_ANY = ops.Conditions()
 
 
 class Recaller:
@@ -85,12 +86,12 @@ class Recaller:
         embedded = time.perf_counter()
         vector = None if asked.vector is None else vector_bytes(asked.vector)
         token_ids, token_vectors = asked.token_ids.tolist(), asked.token_vectors.astype("<f2").tobytes()
-        now_ms, plain = self._core.now_ms(), msgspec.to_builtins(options)
+        now_ms = self._core.now_ms()
         neighbours = query.neighborhood is True
 
         def request(shard: int, version: int) -> ops.Request:
             return ops.Recall(
-                shard, version, namespace, now_ms, wanted, query.query, vector, token_ids, token_vectors, where, plain,
+                shard, version, namespace, now_ms, wanted, query.query, vector, token_ids, token_vectors, where, options,
                 neighbours,
             )  # fmt: skip
 
@@ -167,14 +168,15 @@ class Recaller:
     def _check(self, query: RecallQuery) -> ops.Where | None:
         """The shard's condition of a request whose every value has been checked."""
         check_content(query.query, "query")
-        staleness = (query.staleness_config or {}).get("max_staleness_ms")
-        take_consistency(query.consistency, staleness if isinstance(staleness, int) else None)
+        if query.consistency is not None or query.staleness_config:
+            staleness = (query.staleness_config or {}).get("max_staleness_ms")
+            take_consistency(query.consistency, staleness if isinstance(staleness, int) else None)
         if len(query.query) > MAX_QUERY_CHARS:
             raise InvalidRequestError(f"must be at most {MAX_QUERY_CHARS} characters", field="query")
-        check_choice(query.routing, tuple(Routing), "routing")
-        check_choice(query.fusion, tuple(Fusion), "fusion")
+        check_choice(query.routing, _ROUTINGS, "routing")
+        check_choice(query.fusion, _FUSIONS, "fusion")
         if isinstance(query.rerank, str):
-            check_choice(query.rerank, (*Rerank, *CROSS_ENCODER_SPELLINGS[1:]), "rerank")
+            check_choice(query.rerank, _RERANKS, "rerank")
         check_range(query.vector_weight, "vector_weight", 0, 1)
         check_range(query.min_importance, "min_importance", 0, 1)
         check_range(query.iterations, "iterations", 1, MAX_ITERATIONS)
@@ -194,7 +196,7 @@ class Recaller:
             event_after=parse_time(query.since, "since"),
             event_before=parse_time(query.until, "until"),
         )
-        if conditions == ops.Conditions() and expression is None:
+        if conditions == _ANY and expression is None:
             return None
         wanted: dict[str, Any] | None = expression.filter if expression is not None else None
         return ops.Where(conditions, wanted)
