@@ -179,7 +179,7 @@ class Embedder:
             yield
         finally:
             self._asking -= 1
-            if self._gathering:  # an idle thread has nothing to gain by it
+            if self._gathering and self._gathered:
                 with self._work:
                     self._work.notify()
 
@@ -244,7 +244,8 @@ class Embedder:
                 raise NotReadyError("the node is shutting down")
             accepted = queue.offer(job)
             waiting = queue.texts
-            if accepted:
+            # A thread that gathers is not woken before it has what it waits for: each wake-up takes the interpreter twice.
+            if accepted and (not self._gathering or self._gathered):
                 self._work.notify()
         if not accepted:
             self._rejected += 1
@@ -267,6 +268,12 @@ class Embedder:
             if isinstance(error, asyncio.CancelledError):
                 self._dropped += 1
             raise
+
+    @property
+    def _gathered(self) -> bool:
+        """Whether nothing is won by waiting for more queries: half of the askers wait for the model, or passages do."""
+        queries, stored = self._queues[TextKind.QUERY], self._queues[TextKind.PASSAGE]
+        return 2 * queries.texts >= self._asking or stored.texts > 0
 
     @property
     def _is_busy(self) -> bool:
@@ -306,7 +313,7 @@ class Embedder:
                 self._encoding = False
                 while not (queries.texts or stored.texts or self._closing):
                     self._work.wait()
-                self._gather(queries, stored)
+                self._gather()
                 if self._closing:
                     return
                 self._encoding = True
@@ -316,12 +323,12 @@ class Embedder:
             if work:
                 self._encode(work, TextKind.PASSAGE)
 
-    def _gather(self, queries: JobQueue, stored: JobQueue) -> None:
+    def _gather(self) -> None:
         """Wait until half of the askers wait for the model, or nothing is won by it any more. Holds the lock."""
         until = time.monotonic() + self._settings.gather_ms / 1000
         # Set before it is looked at who asks: whoever leaves after the look sees it, and wakes this thread.
         self._gathering = True
-        while 2 * queries.texts < self._asking and not (stored.texts or self._closing):
+        while not (self._gathered or self._closing):
             left = until - time.monotonic()
             if left <= 0:
                 break

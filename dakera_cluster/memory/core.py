@@ -222,20 +222,22 @@ class Core:
         totals = usage.totals() if usage is not None else NO_ACCESS
         return memory_of(row_id, agent_id, agent_namespace(agent_id), shown_of(document.fields), *totals)
 
-    def memory_of_hit(self, agent_id: str, hit: Hit) -> Memory:
-        return _memory_in(agent_id, hit.id, hit.body, hit.usage)
+    def memories_of_hits(self, agent_id: str, hits: Sequence[Hit]) -> list[Memory]:
+        namespace = agent_namespace(agent_id)
+        return [_memory_in(agent_id, namespace, hit.id, hit.body, hit.usage) for hit in hits]
 
     def memories_of(self, agent_id: str, page: Selected) -> list[Memory]:
+        namespace = agent_namespace(agent_id)
         usages = page.usages or [None] * len(page.ids)
         return [
-            _memory_in(agent_id, row_id, body, usage)
+            _memory_in(agent_id, namespace, row_id, body, usage)
             for row_id, body, usage in zip(page.ids, page.bodies, usages, strict=True)
         ]
 
 
-def _memory_in(agent_id: str, row_id: str, body: bytes, usage: bytes | None) -> Memory:
-    totals = decode_usage(usage).totals() if usage is not None else NO_ACCESS
-    return memory_of(row_id, agent_id, agent_namespace(agent_id), shown_in(body), *totals)
+def _memory_in(agent_id: str, namespace: str, row_id: str, body: bytes, usage: bytes | None) -> Memory:
+    count, last_access_ms = decode_usage(usage).totals() if usage is not None else NO_ACCESS
+    return memory_of(row_id, agent_id, namespace, shown_in(body), count, last_access_ms)
 
 
 def _build_some(build: Callable[[Stamp, slice], list[Row]], some: slice, stamp: Stamp) -> list[Row]:

@@ -36,7 +36,7 @@ from dakera_cluster.memory.usage import UsageNotes
 from dakera_cluster.memory.vectors import take_consistency, where_of
 from dakera_cluster.model.errors import InvalidRequestError, ModelUnavailableError
 from dakera_cluster.model.ids import check_id
-from dakera_cluster.model.memories import ScoredMemory
+from dakera_cluster.model.memories import Memory, ScoredMemory
 from dakera_cluster.retrieval.options import Fusion, Options, Rerank, Routing
 from dakera_cluster.retrieval.query import QueryFeatures
 from dakera_cluster.retrieval.writing import query_features
@@ -104,10 +104,10 @@ class Recaller:
             best, report = await self._cross.reranked(query.query, hits, k)
             hits.timings_us[FEATURE] = int((time.perf_counter() - found) * 1e6)
         return Recalled(
-            memories=[self._scored(agent_id, hit) for hit in best],
+            memories=list(map(_scored, best, self._core.memories_of_hits(agent_id, best))),
             total_found=len(best),
             associated=[] if query.include_associated else None,
-            context=[self._core.memory_of_hit(agent_id, hit) for hit in hits.extra] if neighbours else None,
+            context=self._core.memories_of_hits(agent_id, hits.extra) if neighbours else None,
             query_embedding_time_ms=(embedded - started) * 1000,
             search_time_ms=(time.perf_counter() - embedded) * 1000,
             explain=self._explanation(hits, asked, report) if query.explain else None,
@@ -142,17 +142,6 @@ class Recaller:
             vector_weight=query.vector_weight,
             iterations=query.iterations or 1,
             explain=bool(query.explain),
-        )
-
-    def _scored(self, agent_id: str, hit: ops.Hit) -> ScoredMemory:
-        return ScoredMemory(
-            memory=self._core.memory_of_hit(agent_id, hit),
-            score=hit.score,
-            weighted_score=hit.score,
-            smart_score=hit.score,
-            vector_score=hit.vector_score,
-            text_score=hit.text_score,
-            explain=dict(hit.features) if hit.features is not None else None,
         )
 
     @staticmethod
@@ -200,3 +189,15 @@ class Recaller:
             return None
         wanted: dict[str, Any] | None = expression.filter if expression is not None else None
         return ops.Where(conditions, wanted)
+
+
+def _scored(hit: ops.Hit, memory: Memory) -> ScoredMemory:
+    return ScoredMemory(
+        memory=memory,
+        score=hit.score,
+        weighted_score=hit.score,
+        smart_score=hit.score,
+        vector_score=hit.vector_score,
+        text_score=hit.text_score,
+        explain=dict(hit.features) if hit.features is not None else None,
+    )
