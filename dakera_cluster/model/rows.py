@@ -102,7 +102,8 @@ class Usage(msgspec.Struct, array_like=True):
         count = youngest = 0
         for entry in self.entries.values():
             count += entry.count
-            youngest = max(youngest, entry.stamp.time)
+            if entry.stamp.time > youngest:
+                youngest = entry.stamp.time
         return count, youngest >> LOGICAL_BITS
 
     @property
