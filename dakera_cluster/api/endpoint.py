@@ -26,6 +26,7 @@ from dakera_cluster.api.metrics import UNKNOWN_PATH
 from dakera_cluster.api.route import Call, NoBody, Raw, Route
 from dakera_cluster.api.runtime import Runtime
 from dakera_cluster.api.streams import EventStream
+from dakera_cluster.api.time_limit import TimeLimit
 from dakera_cluster.cluster import levels
 from dakera_cluster.model.errors import (
     AuthenticationRequiredError,
@@ -108,8 +109,10 @@ class Endpoint:
             runtime.admission, limit_bytes=settings.max_body_bytes, off_loop_bytes=settings.compress_off_loop_bytes
         )
         reading = True
+        ours = False
+        limit = TimeLimit(settings.request_timeout_s)
         try:
-            async with asyncio.timeout(settings.request_timeout_s) as limit:
+            try:
                 data = await reader.read(http) if self._takes_body else b""
                 reading = False
                 body = await self._decode(http, data)
@@ -123,8 +126,10 @@ class Endpoint:
                     runtime.services, runtime, http, client_of(http.headers.get("User-Agent")), identity, path, query
                 )
                 return await self.route.handler(call, body)
-        except TimeoutError:
-            if not limit.expired():
+            finally:
+                ours = limit.end()
+        except asyncio.CancelledError:
+            if not ours:
                 raise
             if reading:
                 raise RequestTimeoutError("the body did not arrive in time") from None

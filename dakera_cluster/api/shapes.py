@@ -40,27 +40,36 @@ def iso_time(seconds: float | None) -> str | None:
 # -- memories ---------------------------------------------------------------------------------------------------------
 
 
+class _Scores(msgspec.Struct, omit_defaults=True):
+    """What stands beside a memory that was found."""
+
+    score: float
+    weighted_score: float | None = None
+    smart_score: float | None = None
+    vector_score: float | None = None
+    text_score: float | None = None
+    explain: dict[str, Any] | None = None
+    depth: int | None = None
+
+
 def recalled_memory(found: ScoredMemory) -> msgspec.Raw:
     """Flat fields and the same object under ``memory``; encoded once and spliced, because recall is the hot path."""
     inner = _encode(found.memory)
-    scores: dict[str, Any] = {"score": found.score}
-    if found.weighted_score is not None:
-        scores["weighted_score"] = found.weighted_score
-    if found.smart_score is not None:
-        scores["smart_score"] = found.smart_score
-    if found.vector_score is not None:
-        scores["vector_score"] = found.vector_score
-    if found.text_score is not None:
-        scores["text_score"] = found.text_score
-    if found.explain is not None:
-        scores["explain"] = found.explain
+    flat = inner[:-1]
+    scores = _encode(
+        _Scores(
+            found.score,
+            found.weighted_score,
+            found.smart_score,
+            found.vector_score,
+            found.text_score,
+            found.explain,
+            found.depth,
+        )
+    )
     if found.depth is not None:
-        scores["depth"] = found.depth
-        inner = inner[:-1] + b',"depth":%d}' % found.depth
-        flat = _encode(found.memory)[:-1]
-    else:
-        flat = inner[:-1]
-    return msgspec.Raw(flat + b',"memory":' + inner + b"," + _encode(scores)[1:])
+        inner = flat + b',"depth":%d}' % found.depth
+    return msgspec.Raw(b'%b,"memory":%b,%b' % (flat, inner, scores[1:]))
 
 
 def listed_memory(memory: Memory) -> msgspec.Raw:

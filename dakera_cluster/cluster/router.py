@@ -68,6 +68,8 @@ class Router:
     def shards_of(self, namespace: str) -> list[ShardId]:
         """Every shard that may hold rows of the namespace."""
         partitions = self._catalog.effective(namespace).partitions
+        if partitions == 1:
+            return [shard_of(namespace, 0, self._maps.shards)]
         return sorted({shard_of(namespace, part, self._maps.shards) for part in range(partitions)})
 
     def every_shard(self) -> list[ShardId]:

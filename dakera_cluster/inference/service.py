@@ -112,7 +112,9 @@ class Embedder:
         self._shared: SharedEmbeddings | None = None
         self._looking: set[asyncio.Task[None]] = set()
         self._encoding = False
+        self._gathering = False
         self._asking = 0
+        """Of the event loop; the inference thread only looks at it."""
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
         self._closing = False
@@ -153,16 +155,19 @@ class Embedder:
             await self._compute(job, timeout_ms)
             for index, key in enumerate(missing):
                 # A copy: a row of a large request must not keep the whole request's array alive.
-                vector = job.vectors[index].copy()
+                vector = job.vectors[index].copy() if len(missing) > 1 else job.vectors[index]
                 vector.flags.writeable = False
                 found[key] = CachedText(vector, job.token_vectors[index])
                 cache.put(key, found[key])
                 if shared is not None and not job.given:
                     shared.put(key, found[key])
-        vectors = np.empty((len(texts), self.dimension), np.float32)
-        for row, key in enumerate(keys):
-            vectors[row] = found[key].vector
-        vectors.flags.writeable = False
+        if len(keys) == 1:
+            vectors = found[keys[0]].vector[None]
+        else:
+            vectors = np.empty((len(texts), self.dimension), np.float32)
+            for row, key in enumerate(keys):
+                vectors[row] = found[key].vector
+            vectors.flags.writeable = False
         if not tokens:
             return Encoded(vectors)
         return Encoded(vectors, [entry.tokens for key in keys if (entry := found[key]).tokens is not None])
@@ -170,14 +175,14 @@ class Embedder:
     @contextlib.contextmanager
     def asking(self) -> Iterator[None]:
         """To be held by whoever embeds a query and works on with it, from before the one until after the other."""
-        with self._lock:
-            self._asking += 1
+        self._asking += 1
         try:
             yield
         finally:
-            with self._work:
-                self._asking -= 1
-                self._work.notify()
+            self._asking -= 1
+            if self._gathering and self._gathered:
+                with self._work:
+                    self._work.notify()
 
     def share(self, shared: SharedEmbeddings) -> None:
         """Use what other nodes have computed, from now on."""
@@ -240,7 +245,8 @@ class Embedder:
                 raise NotReadyError("the node is shutting down")
             accepted = queue.offer(job)
             waiting = queue.texts
-            if accepted:
+            # A thread that gathers is not woken before it has what it waits for: each wake-up takes the interpreter twice.
+            if accepted and (not self._gathering or self._gathered):
                 self._work.notify()
         if not accepted:
             self._rejected += 1
@@ -248,8 +254,11 @@ class Embedder:
                 f"{waiting} texts already wait for the embedding model", retry_after_s=self._retry_after_s(waiting)
             )
         try:
-            async with asyncio.timeout(None if timeout_ms is None else timeout_ms / 1000):
+            if timeout_ms is None:
                 await job.done
+            else:
+                async with asyncio.timeout(timeout_ms / 1000):
+                    await job.done
         except BaseException as error:
             job.dropped = True
             with self._lock:
@@ -260,6 +269,12 @@ class Embedder:
             if isinstance(error, asyncio.CancelledError):
                 self._dropped += 1
             raise
+
+    @property
+    def _gathered(self) -> bool:
+        """Whether nothing is won by waiting for more queries: half of the askers wait for the model, or passages do."""
+        queries, stored = self._queues[TextKind.QUERY], self._queues[TextKind.PASSAGE]
+        return 2 * queries.texts >= self._asking or stored.texts > 0
 
     @property
     def _is_busy(self) -> bool:
@@ -299,7 +314,7 @@ class Embedder:
                 self._encoding = False
                 while not (queries.texts or stored.texts or self._closing):
                     self._work.wait()
-                self._gather(queries, stored)
+                self._gather()
                 if self._closing:
                     return
                 self._encoding = True
@@ -309,14 +324,17 @@ class Embedder:
             if work:
                 self._encode(work, TextKind.PASSAGE)
 
-    def _gather(self, queries: JobQueue, stored: JobQueue) -> None:
+    def _gather(self) -> None:
         """Wait until half of the askers wait for the model, or nothing is won by it any more. Holds the lock."""
         until = time.monotonic() + self._settings.gather_ms / 1000
-        while 2 * queries.texts < self._asking and not (stored.texts or self._closing):
+        # Set before it is looked at who asks: whoever leaves after the look sees it, and wakes this thread.
+        self._gathering = True
+        while not (self._gathered or self._closing):
             left = until - time.monotonic()
             if left <= 0:
-                return
+                break
             self._work.wait(left)
+        self._gathering = False
 
     def _serve_queries(self) -> None:
         with self._lock:
@@ -374,11 +392,15 @@ class Embedder:
 
     @staticmethod
     def _settle(jobs: list[Job], error: Exception | None) -> None:
-        for job in jobs:
-            try:
-                job.loop.call_soon_threadsafe(job.settle, error)
-            except RuntimeError:
-                continue  # its loop is closed: nobody waits
+        if jobs:
+            # Together: their loop is one, and need not be woken for each. When it is closed, nobody waits.
+            with contextlib.suppress(RuntimeError):
+                jobs[0].loop.call_soon_threadsafe(_settle_all, jobs, error)
+
+
+def _settle_all(jobs: list[Job], error: Exception | None) -> None:
+    for job in jobs:
+        job.settle(error)
 
 
 class UnavailableEmbedder:

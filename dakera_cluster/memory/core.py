@@ -30,7 +30,7 @@ from dakera_cluster.memory.requests import MAX_TOP_K
 from dakera_cluster.model.errors import EmptyVectorError, InvalidRequestError, NamespaceNotFoundError
 from dakera_cluster.model.hlc import Stamp
 from dakera_cluster.model.ids import SESSIONS_NAMESPACE, agent_namespace, agent_of, check_id, check_namespace
-from dakera_cluster.model.memories import Field, Memory, MemoryType, memory_of
+from dakera_cluster.model.memories import Field, Memory, MemoryType, memory_of, shown_in, shown_of
 from dakera_cluster.model.rows import (
     Document,
     Kind,
@@ -53,6 +53,8 @@ SURELY_ONE_PASSAGE_CHARS = 200
 ROWS_PER_WRITE = 512
 PAGE = 1_000
 MAX_METADATA_BYTES = 256 * 1024
+NO_ACCESS = (0, 0)
+"""`Usage.totals` of a memory that was never recalled."""
 _METADATA = msgspec.msgpack.Encoder()
 
 
@@ -217,25 +219,25 @@ class Core:
         return await asyncio.to_thread(cut_all)
 
     def memory(self, agent_id: str, row_id: str, document: Document, usage: Usage | None) -> Memory:
-        return memory_of(
-            row_id,
-            agent_id,
-            agent_namespace(agent_id),
-            document.fields,
-            access_count=usage.count if usage is not None else 0,
-            last_access_ms=usage.last_access_ms if usage is not None else 0,
-        )
+        totals = usage.totals() if usage is not None else NO_ACCESS
+        return memory_of(row_id, agent_id, agent_namespace(agent_id), shown_of(document.fields), *totals)
 
-    def memory_of_hit(self, agent_id: str, hit: Hit) -> Memory:
-        usage = decode_usage(hit.usage) if hit.usage is not None else None
-        return self.memory(agent_id, hit.id, decode_document(hit.body), usage)
+    def memories_of_hits(self, agent_id: str, hits: Sequence[Hit]) -> list[Memory]:
+        namespace = agent_namespace(agent_id)
+        return [_memory_in(agent_id, namespace, hit.id, hit.body, hit.usage) for hit in hits]
 
     def memories_of(self, agent_id: str, page: Selected) -> list[Memory]:
+        namespace = agent_namespace(agent_id)
         usages = page.usages or [None] * len(page.ids)
         return [
-            self.memory(agent_id, i, decode_document(body), decode_usage(usage) if usage is not None else None)
-            for i, body, usage in zip(page.ids, page.bodies, usages, strict=True)
+            _memory_in(agent_id, namespace, row_id, body, usage)
+            for row_id, body, usage in zip(page.ids, page.bodies, usages, strict=True)
         ]
+
+
+def _memory_in(agent_id: str, namespace: str, row_id: str, body: bytes, usage: bytes | None) -> Memory:
+    count, last_access_ms = decode_usage(usage).totals() if usage is not None else NO_ACCESS
+    return memory_of(row_id, agent_id, namespace, shown_in(body), count, last_access_ms)
 
 
 def _build_some(build: Callable[[Stamp, slice], list[Row]], some: slice, stamp: Stamp) -> list[Row]:

@@ -12,8 +12,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import msgspec
-
 from dakera_cluster.inference.models import TextKind
 from dakera_cluster.memory.core import (
     Core,
@@ -38,7 +36,7 @@ from dakera_cluster.memory.usage import UsageNotes
 from dakera_cluster.memory.vectors import take_consistency, where_of
 from dakera_cluster.model.errors import InvalidRequestError, ModelUnavailableError
 from dakera_cluster.model.ids import check_id
-from dakera_cluster.model.memories import ScoredMemory
+from dakera_cluster.model.memories import Memory, ScoredMemory
 from dakera_cluster.retrieval.options import Fusion, Options, Rerank, Routing
 from dakera_cluster.retrieval.query import QueryFeatures
 from dakera_cluster.retrieval.writing import query_features
@@ -49,6 +47,9 @@ MAX_ASSOCIATED = 10
 MAX_DEPTH = 3
 MAX_ITERATIONS = 3
 MAX_QUERY_CHARS = 20_000
+_ROUTINGS, _FUSIONS = tuple(Routing), tuple(Fusion)
+_RERANKS = (*Rerank, *CROSS_ENCODER_SPELLINGS[1:])
+_ANY = ops.Conditions()
 
 
 class Recaller:
@@ -85,12 +86,12 @@ class Recaller:
         embedded = time.perf_counter()
         vector = None if asked.vector is None else vector_bytes(asked.vector)
         token_ids, token_vectors = asked.token_ids.tolist(), asked.token_vectors.astype("<f2").tobytes()
-        now_ms, plain = self._core.now_ms(), msgspec.to_builtins(options)
+        now_ms = self._core.now_ms()
         neighbours = query.neighborhood is True
 
         def request(shard: int, version: int) -> ops.Request:
             return ops.Recall(
-                shard, version, namespace, now_ms, wanted, query.query, vector, token_ids, token_vectors, where, plain,
+                shard, version, namespace, now_ms, wanted, query.query, vector, token_ids, token_vectors, where, options,
                 neighbours,
             )  # fmt: skip
 
@@ -103,10 +104,10 @@ class Recaller:
             best, report = await self._cross.reranked(query.query, hits, k)
             hits.timings_us[FEATURE] = int((time.perf_counter() - found) * 1e6)
         return Recalled(
-            memories=[self._scored(agent_id, hit) for hit in best],
+            memories=list(map(_scored, best, self._core.memories_of_hits(agent_id, best))),
             total_found=len(best),
             associated=[] if query.include_associated else None,
-            context=[self._core.memory_of_hit(agent_id, hit) for hit in hits.extra] if neighbours else None,
+            context=self._core.memories_of_hits(agent_id, hits.extra) if neighbours else None,
             query_embedding_time_ms=(embedded - started) * 1000,
             search_time_ms=(time.perf_counter() - embedded) * 1000,
             explain=self._explanation(hits, asked, report) if query.explain else None,
@@ -143,17 +144,6 @@ class Recaller:
             explain=bool(query.explain),
         )
 
-    def _scored(self, agent_id: str, hit: ops.Hit) -> ScoredMemory:
-        return ScoredMemory(
-            memory=self._core.memory_of_hit(agent_id, hit),
-            score=hit.score,
-            weighted_score=hit.score,
-            smart_score=hit.score,
-            vector_score=hit.vector_score,
-            text_score=hit.text_score,
-            explain=dict(hit.features) if hit.features is not None else None,
-        )
-
     @staticmethod
     def _explanation(hits: ops.Hits, asked: QueryFeatures, report: RerankReport) -> dict[str, Any]:
         return {
@@ -167,14 +157,15 @@ class Recaller:
     def _check(self, query: RecallQuery) -> ops.Where | None:
         """The shard's condition of a request whose every value has been checked."""
         check_content(query.query, "query")
-        staleness = (query.staleness_config or {}).get("max_staleness_ms")
-        take_consistency(query.consistency, staleness if isinstance(staleness, int) else None)
+        if query.consistency is not None or query.staleness_config:
+            staleness = (query.staleness_config or {}).get("max_staleness_ms")
+            take_consistency(query.consistency, staleness if isinstance(staleness, int) else None)
         if len(query.query) > MAX_QUERY_CHARS:
             raise InvalidRequestError(f"must be at most {MAX_QUERY_CHARS} characters", field="query")
-        check_choice(query.routing, tuple(Routing), "routing")
-        check_choice(query.fusion, tuple(Fusion), "fusion")
+        check_choice(query.routing, _ROUTINGS, "routing")
+        check_choice(query.fusion, _FUSIONS, "fusion")
         if isinstance(query.rerank, str):
-            check_choice(query.rerank, (*Rerank, *CROSS_ENCODER_SPELLINGS[1:]), "rerank")
+            check_choice(query.rerank, _RERANKS, "rerank")
         check_range(query.vector_weight, "vector_weight", 0, 1)
         check_range(query.min_importance, "min_importance", 0, 1)
         check_range(query.iterations, "iterations", 1, MAX_ITERATIONS)
@@ -194,7 +185,19 @@ class Recaller:
             event_after=parse_time(query.since, "since"),
             event_before=parse_time(query.until, "until"),
         )
-        if conditions == ops.Conditions() and expression is None:
+        if conditions == _ANY and expression is None:
             return None
         wanted: dict[str, Any] | None = expression.filter if expression is not None else None
         return ops.Where(conditions, wanted)
+
+
+def _scored(hit: ops.Hit, memory: Memory) -> ScoredMemory:
+    return ScoredMemory(
+        memory=memory,
+        score=hit.score,
+        weighted_score=hit.score,
+        smart_score=hit.score,
+        vector_score=hit.vector_score,
+        text_score=hit.text_score,
+        explain=dict(hit.features) if hit.features is not None else None,
+    )

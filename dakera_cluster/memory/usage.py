@@ -60,8 +60,13 @@ class UsageNotes:
     def note(self, namespace: str, ids: Iterable[str]) -> None:
         """Count one access of each memory."""
         now_ms = self._core.now_ms()
+        pending = self._pending
         for row_id in ids:
-            self._add((namespace, row_id), _Noted(1, now_ms))
+            noted = pending.get((namespace, row_id))
+            if noted is not None:
+                noted.count += 1
+            else:
+                self._add((namespace, row_id), _Noted(1, now_ms))
 
     async def flush(self) -> None:
         """Write what is pending; on failure the counts stay pending."""

@@ -12,6 +12,8 @@ from typing import Any
 
 import msgspec
 
+from dakera_cluster.model.errors import CorruptionError
+
 PREVIEW_CHARS = 200
 MAX_CONTENT_CHARS = 1_000_000
 """The contract promises clients at least 100,000; real logs hold pasted files several times as long, and refusing one would
@@ -146,34 +148,72 @@ def memory_fields(
     }
 
 
+class Shown(msgspec.Struct, gc=False):
+    """The fields of a row (see `Field`) that a client sees, as they are stored."""
+
+    text: str | None = None
+    type: str | None = None
+    importance: float = DEFAULT_IMPORTANCE
+    tags: list[str] | None = None
+    session: str | None = None
+    metadata: dict[str, Any] | None = None
+    created: float | None = None
+    updated: int | None = None
+    ttl: int | None = None
+    expires: int | None = None
+    model: str | None = None
+    event_time: float | None = None
+    decay_flag: bool | None = None
+
+
+class _ShownBody(msgspec.Struct, array_like=True, gc=False):
+    """A document's body (`rows.Document`) as far as a client sees it."""
+
+    birth: msgspec.Raw
+    deleted: msgspec.Raw
+    fields: Shown
+
+
+_EPISODIC = MemoryType.EPISODIC.value
+_SHOWN = msgspec.msgpack.Decoder(_ShownBody)
+
+
+def shown_in(body: bytes) -> Shown:
+    """The visible fields of an encoded document. Vectors and tokens, nine tenths of a body, are passed over, not copied: an
+    answer decodes as many bodies as it holds memories. Raises CorruptionError when the bytes are no document."""
+    try:
+        return _SHOWN.decode(body).fields
+    except msgspec.MsgspecError as error:
+        raise CorruptionError(f"row body cannot be decoded as a memory: {error}") from error
+
+
+def shown_of(fields: dict[str, Any]) -> Shown:
+    """The visible fields among a decoded document's."""
+    return msgspec.convert(fields, Shown)
+
+
 def memory_of(
-    memory_id: str,
-    agent_id: str,
-    namespace: str,
-    fields: dict[str, Any],
-    *,
-    access_count: int = 0,
-    last_access_ms: int = 0,
+    memory_id: str, agent_id: str, namespace: str, shown: Shown, access_count: int = 0, last_access_ms: int = 0
 ) -> Memory:
-    """The memory a document's visible fields describe."""
-    created = int(fields.get(Field.CREATED) or 0)
+    """The memory that a document's visible fields describe."""
+    created = int(shown.created or 0)
     return Memory(
         id=memory_id,
-        content=fields.get(Field.TEXT) or "",
+        content=shown.text or "",
         agent_id=agent_id,
         namespace=namespace,
-        memory_type=fields.get(Field.TYPE) or MemoryType.EPISODIC.value,
-        importance=float(fields.get(Field.IMPORTANCE, DEFAULT_IMPORTANCE)),
-        tags=list(fields.get(Field.TAGS) or ()),
-        session_id=fields.get(Field.SESSION),
-        metadata=fields.get(Field.METADATA),
+        memory_type=shown.type or _EPISODIC,
+        importance=shown.importance,
+        tags=shown.tags or [],
+        session_id=shown.session,
+        metadata=shown.metadata,
         created_at=created,
-        updated_at=fields.get(Field.UPDATED) or created,
+        updated_at=shown.updated or created,
         last_accessed_at=last_access_ms // 1000 or created,
         access_count=access_count,
-        ttl_seconds=fields.get(Field.TTL),
-        expires_at=fields.get(Field.EXPIRES),
-        embedding_model=fields.get(Field.MODEL),
-        event_time=fields.get(Field.EVENT_TIME),
-        decay_flag=bool(fields.get(Field.DECAY_FLAG)),
+        ttl_seconds=shown.ttl,
+        expires_at=shown.expires,
+        embedding_model=shown.model,
+        event_time=shown.event_time,
+        decay_flag=bool(shown.decay_flag),
     )

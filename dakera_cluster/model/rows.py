@@ -25,7 +25,7 @@ from typing import Any
 import msgspec
 
 from dakera_cluster.model.errors import CorruptionError
-from dakera_cluster.model.hlc import NEVER, Stamp
+from dakera_cluster.model.hlc import LOGICAL_BITS, NEVER, Stamp
 
 
 class Kind(enum.IntEnum):
@@ -90,12 +90,21 @@ class Usage(msgspec.Struct, array_like=True):
 
     @property
     def count(self) -> int:
-        return sum(entry.count for entry in self.entries.values())
+        return self.totals()[0]
 
     @property
     def last_access_ms(self) -> int:
         """Milliseconds since the epoch of the youngest access, 0 when there was none."""
-        return max((entry.stamp.wall_ms for entry in self.entries.values()), default=0)
+        return self.totals()[1]
+
+    def totals(self) -> tuple[int, int]:
+        """``(count, last_access_ms)``."""
+        count = youngest = 0
+        for entry in self.entries.values():
+            count += entry.count
+            if entry.stamp.time > youngest:
+                youngest = entry.stamp.time
+        return count, youngest >> LOGICAL_BITS
 
     @property
     def version(self) -> Stamp:

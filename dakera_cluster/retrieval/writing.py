@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dakera_cluster.index.analysis import QUERY_STOP_WORDS, STOP_WORDS
-from dakera_cluster.index.arrays import grown
 from dakera_cluster.inference.encoding import Encoded, TokenVectors
 from dakera_cluster.model.memories import Field
 from dakera_cluster.retrieval.query import QueryFeatures
@@ -53,19 +52,29 @@ class PieceRules:
 
     def __init__(self, pieces: Callable[[Sequence[int]], list[str]]) -> None:
         self._pieces = pieces
-        self._verdicts: NDArray[np.uint8] = np.zeros(0, np.uint8)
+        self._verdicts = bytearray()
 
-    def kept(self, ids: NDArray[np.int32], *, is_query: bool) -> NDArray[np.bool_]:
-        """Mask over ``ids``; never empty unless ``ids`` is: a text of stop words alone keeps all its pieces."""
-        if len(ids) and int(ids.max()) >= len(self._verdicts):
-            self._verdicts = grown(self._verdicts, int(ids.max()) + 1, _UNKNOWN)
-        verdicts = self._verdicts[ids]
-        if (verdicts == _UNKNOWN).any():
-            unknown = np.unique(ids[verdicts == _UNKNOWN])
-            self._verdicts[unknown] = [_verdict(piece) for piece in self._pieces(unknown.tolist())]
-            verdicts = self._verdicts[ids]
-        mask = (verdicts & (_KEPT_IN_QUERIES if is_query else _KEPT)) != 0
-        return mask if mask.any() else np.ones(len(ids), dtype=bool)
+    def kept(self, ids: NDArray[np.int32], *, is_query: bool) -> NDArray[np.intp]:
+        """Places in ``ids``; never empty unless ``ids`` is: a text of stop words alone keeps all its pieces.
+
+        Looked up one by one: texts are short, and a numpy call costs as much as thirty look-ups."""
+        wanted = _KEPT_IN_QUERIES if is_query else _KEPT
+        numbers = ids.tolist()
+        verdicts = self._verdicts_of(numbers)
+        places = [place for place, verdict in enumerate(verdicts) if verdict & wanted]
+        return np.array(places or range(len(numbers)), np.intp)
+
+    def _verdicts_of(self, numbers: list[int]) -> list[int]:
+        known = self._verdicts
+        if numbers and max(numbers) >= len(known):
+            known.extend(_UNKNOWN for _ in range(len(known), max(numbers) + 1))
+        verdicts = [known[number] for number in numbers]
+        if _UNKNOWN in verdicts:
+            unknown = [number for number in dict.fromkeys(numbers) if known[number] == _UNKNOWN]
+            for number, piece in zip(unknown, self._pieces(unknown), strict=True):
+                known[number] = _verdict(piece)
+            verdicts = [known[number] for number in numbers]
+        return verdicts
 
 
 _UNKNOWN, _KEPT, _KEPT_IN_QUERIES = 0x80, 1, 2
@@ -103,9 +112,9 @@ def pack_tokens(tokens: Sequence[TokenVectors], rules: PieceRules) -> bytes:
     if len(tokens) == 1:
         ids, signs = tokens[0].ids[kept[0]], tokens[0].signs[kept[0]]
     else:
-        ids = np.concatenate([part.ids[mask] for part, mask in zip(tokens, kept, strict=True)])
-        signs = np.concatenate([part.signs[mask] for part, mask in zip(tokens, kept, strict=True)])
-    counts = [int(np.count_nonzero(mask)) for mask in kept]
+        ids = np.concatenate([part.ids[places] for part, places in zip(tokens, kept, strict=True)])
+        signs = np.concatenate([part.signs[places] for part, places in zip(tokens, kept, strict=True)])
+    counts = [len(places) for places in kept]
     return msgspec.msgpack.encode(PackedTokens(counts, (ids & 0xFFFF).astype("<u2").tobytes(), signs.tobytes()))
 
 

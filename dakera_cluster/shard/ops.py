@@ -15,6 +15,7 @@ import msgspec
 
 from dakera_cluster.model.hlc import Stamp
 from dakera_cluster.model.rows import Row
+from dakera_cluster.retrieval.options import Options
 
 
 class Mode(enum.StrEnum):
@@ -154,7 +155,7 @@ class Recall(Base, frozen=True, tag="recall"):
     token_ids: list[int]
     token_vectors: bytes
     where: Where | None
-    options: dict[str, Any]
+    options: Options
     neighbours: bool = False
 
 

@@ -10,12 +10,11 @@ import math
 import time
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from dakera_cluster.model.rows import Kind
 from dakera_cluster.retrieval.engine import Ranking, rank
-from dakera_cluster.retrieval.options import Options, Settings
+from dakera_cluster.retrieval.options import Settings
 from dakera_cluster.retrieval.query import QueryFeatures
 from dakera_cluster.shard.attributes import NO_SESSION
 from dakera_cluster.shard.ops import Hit, Hits, Recall
@@ -27,10 +26,9 @@ MAX_NEIGHBOURS = 20
 
 
 def recall(view: NamespaceView, replica: Replica, request: Recall, settings: Settings) -> Hits:
-    """The best memories for a question. Raises msgspec.ValidationError for options that are none."""
-    options = msgspec.convert(request.options, Options)
+    """The best memories for a question."""
     allowed = view.allowed(request.where, request.now_ms)
-    ranking = rank(view, _query(request), options, settings, allowed)
+    ranking = rank(view, _query(request), request.options, settings, allowed)
     started = time.perf_counter_ns()
     slots = ranking.slots.tolist()
     hits = _hits(view, replica, slots, ranking)

@@ -47,13 +47,13 @@ async def store_batch(call: Call, body: bodies.StoreBatchBody) -> dict[str, Any]
 async def recall(call: Call, body: RecallQuery) -> dict[str, Any]:
     agent_id = agent(call, body)
     call.runtime.metrics.memory("recall", agent_id, body.memory_type or ANY_TYPE)
-    return shapes.recalled(await call.services.recall.recall(agent_id, _plain(body, RecallQuery)))
+    return shapes.recalled(await call.services.recall.recall(agent_id, body))
 
 
 async def search(call: Call, body: RecallQuery) -> dict[str, Any]:
     agent_id = agent(call, body)
     call.runtime.metrics.memory("recall", agent_id, body.memory_type or ANY_TYPE)
-    return shapes.recalled(await call.services.recall.search(agent_id, _plain(body, RecallQuery)))
+    return shapes.recalled(await call.services.recall.search(agent_id, body))
 
 
 async def search_get(call: Call, _: None) -> dict[str, Any]:
