@@ -7,7 +7,7 @@ long nearest(const uint64_t *high, const uint64_t *low, long chunk_rows, const u
              long count, long width, const float *scales, const float *query, const int16_t *steps, double step,
              double offset, double slack, long wanted, float *bounds, int64_t *slots, float *scores);
 
-void late_exact(const uint8_t *signs, long width, const int64_t *begins, const int64_t *lengths, const int64_t *owners,
+long late_exact(const uint8_t *signs, long width, const int64_t *begins, const int64_t *lengths, const int64_t *owners,
                 long units, const int16_t *steps, long tokens, const double *sums, const double *scales,
                 const double *weights, float *best, double *first, long slots);
 void late_estimated(const uint8_t *signs, long width, const int64_t *begins, const int64_t *lengths,

@@ -1,29 +1,23 @@
 /* MaxSim of a question's tokens over the sign bits of stored tokens, unit by unit (a unit is a memory or a passage of one).
    Integers only until the last step, so that nothing depends on the order of the work. */
 
+#include <stdlib.h>
+
 #include "portable.h"
 
-#define LANES 32
 #define MAX_WIDTH 4096
-/* 16 steps of at most 2,047 stay within a short. */
-#define FLUSH 16
-/* The width of the usual models (MiniLM, bge-small, e5-small). */
-#define USUAL_WIDTH 384
+/* Two tokens of the question share a lane of 32 bits; so many are matched at once. */
+#define LANES 8
+#define BLOCK (2 * LANES)
+/* Dimensions a table stands for, and its rows. */
+#define GROUP 4
+#define ROWS (1 << GROUP)
 
-typedef int16_t shorts __attribute__((vector_size(2 * LANES)));
+typedef uint32_t pairs __attribute__((vector_size(4 * LANES)));
 
-/* A byte of signs, the first dimension in its highest bit, as eight masks. */
-static int16_t masks_of_byte[256][8];
-
-__attribute__((constructor)) static void make_masks(void) {
-    for (int byte = 0; byte < 256; byte++)
-        for (int bit = 0; bit < 8; bit++) masks_of_byte[byte][bit] = (byte >> (7 - bit)) & 1 ? -1 : 0;
-}
-
-INLINED int32_t across(shorts values) {
-    int32_t sum = 0;
-    for (int lane = 0; lane < LANES; lane++) sum += values[lane];
-    return sum;
+INLINED pairs greater(pairs left, pairs right) {
+    pairs is_left = (pairs)(left > right);
+    return (left & is_left) | (right & ~is_left);
 }
 
 /* What the units of a slot mean for it: the best unit's similarities, and the first one's weighted sum. */
@@ -37,51 +31,100 @@ INLINED void keep(const float *similar, const double *weights, long tokens, int6
     for (long token = 0; token < tokens; token++) best[token * slots + owner] = similar[token];
 }
 
-/* The greatest dot product of each question token with the rows of a unit. With parts known when this is compiled, the masks
-   of a row stay in registers. */
-INLINED void greatest_of(const uint8_t *rows, long count, long bytes, const int16_t *steps, long tokens, long parts,
-                         shorts *masks, int32_t *greatest) {
-    for (long token = 0; token < tokens; token++) greatest[token] = INT32_MIN;
-    for (const uint8_t *row = rows; row < rows + count * bytes; row += bytes) {
-        for (long byte = 0; byte < bytes; byte++) memcpy((int16_t *)masks + 8 * byte, masks_of_byte[row[byte]], 16);
+/* Sign bits select the steps to be summed, and four of them do so in sixteen ways: a table for each four dimensions holds the
+   sums, of all tokens side by side, and a stored token is matched by one look-up in each. Tables go by nibble, the lower one of
+   a byte first; a byte has the first dimension in its highest bit. What a sum could fall below zero is added to it (at most
+   8,188 are between its bounds), so that eight of them stay within the 16 bits of a token. Returns in lifts what was added. */
+INLINED void make_tables(const int16_t *steps, long width, long tokens, pairs *tables, int32_t *lifts) {
+    memset(lifts, 0, BLOCK * sizeof(int32_t));
+    for (long group = 0; group < width / GROUP; group++) {
+        uint32_t halves[GROUP][LANES] = {{0}}, below[LANES] = {0};
         for (long token = 0; token < tokens; token++) {
-            int32_t dot = 0;
-            for (long part = 0; part < parts;) {
-                long stop = part + FLUSH < parts ? part + FLUSH : parts;
-                shorts sum = {0};
-                for (; part < stop; part++) {
-                    shorts own;
-                    memcpy(&own, steps + (token * parts + part) * LANES, sizeof own);
-                    sum += own & masks[part];
-                }
-                dot += across(sum);
+            const int16_t *own = steps + token * width + (group + 1) * GROUP - 1;
+            uint32_t unit = token < LANES ? 1 : 1 << 16;
+            int32_t lift = 0;
+            for (long bit = 0; bit < GROUP; bit++) {
+                halves[bit][token % LANES] += unit * (uint32_t)own[-bit];
+                lift -= own[-bit] < 0 ? own[-bit] : 0;
             }
-            if (dot > greatest[token]) greatest[token] = dot;
+            below[token % LANES] += unit * (uint32_t)lift;
+            lifts[token] += lift;
         }
+        pairs columns[GROUP], *table = tables + (group ^ 1) * ROWS;
+        memcpy(columns, halves, sizeof columns);
+        memcpy(table, below, sizeof *table);
+        for (long row = 1; row < ROWS; row++) table[row] = table[row & (row - 1)] + columns[__builtin_ctzl(row)];
     }
 }
 
+/* The row of a table that the four bits from the sixth on name: with them in place, an index needs no further shift. */
+INLINED pairs row_at(const pairs *table, uint64_t bits) {
+    return *(const pairs *)((const char *)table + (bits & (ROWS - 1) * sizeof(pairs)));
+}
+
+/* The sums of the lower and the upper tokens of all lanes that a row of signs selects, lifted, made the greater of themselves
+   and what is given. */
+INLINED void raise_to(const uint8_t *row, long bytes, const pairs *table, pairs *lower, pairs *upper) {
+    /* both = lower + 65,536 * upper, modulo what a lane holds: the lower sum follows from it at the end. */
+    pairs both = {0}, high = {0};
+    for (; bytes >= 4; bytes -= 4, row += 4, table += 8 * ROWS) {
+        uint64_t word = (uint32_t)row[0] | (uint32_t)row[1] << 8 | (uint32_t)row[2] << 16 | (uint32_t)row[3] << 24;
+        pairs sum = row_at(table, word << 5);
+        sum += row_at(table + ROWS, word << 1);
+        for (long nibble = 2; nibble < 8; nibble++) sum += row_at(table + nibble * ROWS, word >> (4 * nibble - 5));
+        both += sum;
+        high += sum >> 16;
+    }
+    for (; bytes > 0; bytes--, row++, table += 2 * ROWS) {
+        pairs sum = row_at(table, *row << 5) + row_at(table + ROWS, *row << 1);
+        both += sum;
+        high += sum >> 16;
+    }
+    *lower = greater(both - (high << 16), *lower);
+    *upper = greater(high, *upper);
+}
+
+/* Of each unit: uint32[BLOCK], the greatest sum that its rows select for each token, lifted. */
+INLINED void greatest_of(const uint8_t *signs, long bytes, const int64_t *begins, const int64_t *lengths, long units,
+                         const pairs *tables, uint32_t *greatest) {
+    for (long unit = 0; unit < units; unit++, greatest += BLOCK) {
+        const uint8_t *row = signs + begins[unit] * bytes, *end = row + lengths[unit] * bytes;
+        pairs lower = {0}, upper = {0};
+        for (; row < end; row += bytes) raise_to(row, bytes, tables, &lower, &upper);
+        memcpy(greatest, &lower, sizeof lower);
+        memcpy(greatest + LANES, &upper, sizeof upper);
+    }
+}
+
+/* Returns -1 without memory. */
 FOR_EVERY_PROCESSOR
-void late_exact(const uint8_t *signs, long width, const int64_t *begins, const int64_t *lengths, const int64_t *owners,
+long late_exact(const uint8_t *signs, long width, const int64_t *begins, const int64_t *lengths, const int64_t *owners,
                 long units, const int16_t *steps, long tokens, const double *sums, const double *scales,
                 const double *weights, float *best, double *first, long slots) {
-    shorts masks[MAX_WIDTH / LANES];
-    int32_t greatest[MAX_TOKENS];
     float similar[MAX_TOKENS];
-    long bytes = width / 8, parts = (width + LANES - 1) / LANES;
+    int32_t lifts[(MAX_TOKENS + BLOCK - 1) / BLOCK * BLOCK];
+    long bytes = width / 8, blocks = (tokens + BLOCK - 1) / BLOCK;
     double leading = 0;
-    memset(masks, 0, parts * sizeof(shorts));
-    for (long unit = 0; unit < units; unit++) {
-        const uint8_t *rows = signs + begins[unit] * bytes;
-        if (width == USUAL_WIDTH)
-            greatest_of(rows, lengths[unit], USUAL_WIDTH / 8, steps, tokens, USUAL_WIDTH / LANES, masks, greatest);
-        else
-            greatest_of(rows, lengths[unit], bytes, steps, tokens, parts, masks, greatest);
-        for (long token = 0; token < tokens; token++)
-            similar[token] = (float)((2.0 * greatest[token] - sums[token]) * scales[token]);
+    pairs *tables = aligned_alloc(64, (width / GROUP * ROWS * sizeof(pairs) + 63) / 64 * 64);
+    uint32_t *greatest = malloc((blocks * units * BLOCK + 1) * sizeof(uint32_t));
+    long status = tables && greatest ? 0 : -1;
+    for (long block = 0; !status && block < blocks; block++) {
+        long token = block * BLOCK, left = tokens - token;
+        uint32_t *own = greatest + block * units * BLOCK;
+        make_tables(steps + token * width, width, left < BLOCK ? left : BLOCK, tables, lifts + token);
+        greatest_of(signs, bytes, begins, lengths, units, tables, own);
+    }
+    for (long unit = 0; !status && unit < units; unit++) {
+        for (long token = 0; token < tokens; token++) {
+            int32_t dot = (int32_t)greatest[(token / BLOCK * units + unit) * BLOCK + token % BLOCK] - lifts[token];
+            similar[token] = (float)((2.0 * dot - sums[token]) * scales[token]);
+        }
         int is_first = unit == 0 || owners[unit] != owners[unit - 1];
         keep(similar, weights, tokens, owners[unit], is_first, &leading, best, first, slots);
     }
+    free(greatest);
+    free(tables);
+    return status;
 }
 
 FOR_EVERY_PROCESSOR

@@ -13,8 +13,6 @@ MAX_WIDTH = 4096
 MAX_TOKENS = 64
 MAX_STEP = 2047
 """Largest component of a question's token: sixteen of them stay within 16 bits."""
-LANES = 32
-"""The rows of ``steps`` are padded to a multiple of this with zeros."""
 
 Runs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 """``(begins, lengths, owners)``: rows of signs matched on their own, and whose they are; those of one owner together."""
@@ -31,10 +29,10 @@ def exact(
     first: NDArray[np.float64],
 ) -> None:
     """Write ``best`` (float32[t, n]) and ``first`` (float64[n]) of the owners in ``runs``: the similarity of each token in the
-    owner's best run, and the weighted sum in its first. ``signs``: uint8[rows, d / 8]; ``steps``: int16[t, d padded]."""
+    owner's best run, and the weighted sum in its first. ``signs``: uint8[rows, d / 8]; ``steps``: int16[t, d]."""
     width = 8 * signs.shape[1]
-    _check(width, len(steps), steps.shape[1] == -(-width // LANES) * LANES, signs, runs, best, first)
-    kernels.late_exact(
+    _check(width, len(steps), steps.shape[1] == width, signs, runs, best, first)
+    status = kernels.late_exact(
         *_stored(signs, runs),
         given(steps, np.int16),
         len(steps),
@@ -45,6 +43,8 @@ def exact(
         given(first, np.float64),
         len(first),
     )
+    if status < 0:
+        raise MemoryError(f"no memory to match {len(runs[0])} runs")
 
 
 def estimated(

@@ -96,8 +96,7 @@ def test_nothing_is_nearest_when_nothing_is_wanted() -> None:
 def late_case(width: int, tokens: int, seed: int = 1) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     signs = rng.integers(0, 256, (60, width // 8), dtype=np.uint8)
-    steps = np.zeros((tokens, -(-width // late.LANES) * late.LANES), np.int16)
-    steps[:, :width] = rng.integers(-late.MAX_STEP, late.MAX_STEP + 1, (tokens, width))
+    steps = rng.integers(-late.MAX_STEP, late.MAX_STEP + 1, (tokens, width)).astype(np.int16)
     return {
         "signs": signs,
         "runs": (np.array([3, 20, 8, 40]), np.array([5, 9, 12, 20]), np.array([2, 2, 0, 1])),
@@ -110,12 +109,12 @@ def late_case(width: int, tokens: int, seed: int = 1) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(("width", "tokens"), [(384, 9), (96, 3), (8, 1), (1024, 2), (768, 64)])
+@pytest.mark.parametrize(("width", "tokens"), [(384, 9), (96, 3), (8, 1), (24, 16), (1024, 2), (40, 17), (768, 64)])
 def test_exact_matches_are_maxsim_in_the_best_run(width: int, tokens: int) -> None:
     case = late_case(width, tokens)
     late.exact(**case)
     plus_minus = 2 * np.unpackbits(case["signs"], axis=1).astype(np.int64) - 1
-    dots = case["steps"][:, :width].astype(np.int64) @ plus_minus.T
+    dots = case["steps"].astype(np.int64) @ plus_minus.T
     runs = []
     for begin, length, owner in zip(*case["runs"], strict=True):
         similar = (dots[:, begin : begin + length].max(axis=1) * case["scales"]).astype(np.float32)
@@ -126,6 +125,20 @@ def test_exact_matches_are_maxsim_in_the_best_run(width: int, tokens: int) -> No
         np.testing.assert_allclose(case["best"][:, owner], leading[0], rtol=1e-6)
         assert case["first"][owner] == pytest.approx(own[0][1], rel=1e-6)
     assert not case["best"][:, 3].any()
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_greatest_steps_and_all_signs_alike_do_not_overflow(sign: int) -> None:
+    case = late_case(4096, 10)
+    case["steps"][:] = sign * late.MAX_STEP
+    case["steps"][3] = 0
+    case["sums"] = case["steps"].sum(axis=1, dtype=np.float64)
+    for signs, share in ((255, 1), (0, -1)):
+        case["signs"][:] = signs
+        late.exact(**case)
+        expected = sign * share * 4096 * late.MAX_STEP * case["scales"]
+        expected[3] = 0
+        assert np.array_equal(case["best"][:, 0], expected.astype(np.float32))
 
 
 def test_estimated_matches_count_differing_signs() -> None:
@@ -212,12 +225,14 @@ def test_every_processor_finds_the_same_bits(tmp_path: Path, monkeypatch: pytest
     score, weight = rng.random((40, 30)).astype(np.float32), rng.random(40)
 
     def results() -> list[np.ndarray]:
-        case = late_case(384, 9)
+        case, odd = late_case(384, 9), late_case(40, 19)
         late.exact(**case)
+        late.exact(**odd)
         return [
             vectors.gather(planes, np.arange(300), query),
             case["best"],
             case["first"],
+            odd["best"],
             late.weighted(score, weight),
         ]
 
