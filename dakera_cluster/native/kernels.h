@@ -7,10 +7,12 @@ long nearest(const uint64_t *high, const uint64_t *low, long chunk_rows, const u
              long count, long width, const float *scales, const float *query, const int16_t *steps, double step,
              double offset, double slack, long wanted, float *bounds, int64_t *slots, float *scores);
 
-long late_exact(const uint8_t *signs, long width, const int64_t *begins, const int64_t *lengths, const int64_t *owners,
+void late_steps(const float *vectors, long tokens, long width, double largest, double unit, int16_t *steps, double *sums,
+                double *scales, uint8_t *signs);
+long late_exact(const uint8_t *signs, long rows, long width, const int64_t *begins, const int64_t *lengths, const int64_t *owners,
                 long units, const int16_t *steps, long tokens, const double *sums, const double *scales,
                 const double *weights, float *best, double *first, long slots);
-void late_estimated(const uint8_t *signs, long width, const int64_t *begins, const int64_t *lengths,
+long late_estimated(const uint8_t *signs, long rows, long width, const int64_t *begins, const int64_t *lengths,
                     const int64_t *owners, long units, const uint8_t *query, long tokens, const float *cosines,
                     const double *weights, float *best, double *first, long slots);
 
@@ -28,3 +30,5 @@ void lent_cover(const float *best, long tokens, const int64_t *places, const uin
 long order_best(const double *scores, const uint64_t *keys, long count, long wanted, int64_t *order);
 void scale_rows(double *values, const uint8_t *wanted, long rows, long count);
 void weighted_sums(const float *values, const double *weights, long tokens, long columns, double *sums);
+void weighted_rows(const double *values, const double *weights, long rows, long count, double *sums);
+void ranks(const double *values, long count, int64_t *ahead);

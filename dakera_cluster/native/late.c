@@ -1,6 +1,8 @@
 /* MaxSim of a question's tokens over the sign bits of stored tokens, unit by unit (a unit is a memory or a passage of one).
    Integers only until the last step, so that nothing depends on the order of the work. */
 
+#include <float.h>
+#include <math.h>
 #include <stdlib.h>
 
 #include "portable.h"
@@ -96,11 +98,43 @@ INLINED void greatest_of(const uint8_t *signs, long bytes, const int64_t *begins
     }
 }
 
-/* Returns -1 without memory. */
+/* Each token as whole steps, its largest component at largest of them; scales: a step's worth in the whole, unit the worth of a
+   token's greatest component in steps; signs: [tokens, width / 8], the first dimension in the highest bit. */
 FOR_EVERY_PROCESSOR
-long late_exact(const uint8_t *signs, long width, const int64_t *begins, const int64_t *lengths, const int64_t *owners,
+void late_steps(const float *vectors, long tokens, long width, double largest, double unit, int16_t *steps, double *sums,
+                double *scales, uint8_t *signs) {
+    memset(signs, 0, tokens * (width / 8));
+    for (long token = 0; token < tokens; token++) {
+        const float *own = vectors + token * width;
+        int16_t *whole = steps + token * width;
+        float peak = FLT_MIN;
+        int32_t sum = 0;
+        for (long at = 0; at < width; at++) peak = fabsf(own[at]) > peak ? fabsf(own[at]) : peak;
+        for (long at = 0; at < width; at++) {
+            double step = rint((double)own[at] / peak * largest);
+            whole[at] = step >= -largest && step <= largest ? (int16_t)step : 0;
+            sum += whole[at];
+        }
+        for (long at = 0; at < width; at++) signs[(token * width + at) / 8] |= (own[at] > 0) << (7 - at % 8);
+        sums[token] = sum;
+        scales[token] = peak / unit;
+    }
+}
+
+INLINED int are_within(const int64_t *begins, const int64_t *lengths, const int64_t *owners, long units, long rows, long slots) {
+    int are = 1;
+    for (long unit = 0; unit < units; unit++)
+        are &= begins[unit] >= 0 && lengths[unit] >= 0 && lengths[unit] <= rows && begins[unit] <= rows - lengths[unit] &&
+               owners[unit] >= 0 && owners[unit] < slots;
+    return are;
+}
+
+/* Returns 0, -1 without memory, -2 when a unit reaches beyond the rows or the slots. */
+FOR_EVERY_PROCESSOR
+long late_exact(const uint8_t *signs, long rows, long width, const int64_t *begins, const int64_t *lengths, const int64_t *owners,
                 long units, const int16_t *steps, long tokens, const double *sums, const double *scales,
                 const double *weights, float *best, double *first, long slots) {
+    if (!are_within(begins, lengths, owners, units, rows, slots)) return -2;
     float similar[MAX_TOKENS];
     int32_t lifts[(MAX_TOKENS + BLOCK - 1) / BLOCK * BLOCK];
     long bytes = width / 8, blocks = (tokens + BLOCK - 1) / BLOCK;
@@ -127,10 +161,12 @@ long late_exact(const uint8_t *signs, long width, const int64_t *begins, const i
     return status;
 }
 
+/* Returns 0, or -2 as late_exact. */
 FOR_EVERY_PROCESSOR
-void late_estimated(const uint8_t *signs, long width, const int64_t *begins, const int64_t *lengths,
+long late_estimated(const uint8_t *signs, long rows, long width, const int64_t *begins, const int64_t *lengths,
                     const int64_t *owners, long units, const uint8_t *query, long tokens, const float *cosines,
                     const double *weights, float *best, double *first, long slots) {
+    if (!are_within(begins, lengths, owners, units, rows, slots)) return -2;
     float similar[MAX_TOKENS];
     uint64_t asked[MAX_TOKENS][MAX_WIDTH / 64], own[MAX_WIDTH / 64];
     long bytes = width / 8, words = (bytes + 7) / 8;
@@ -155,4 +191,5 @@ void late_estimated(const uint8_t *signs, long width, const int64_t *begins, con
         int is_first = unit == 0 || owners[unit] != owners[unit - 1];
         keep(similar, weights, tokens, owners[unit], is_first, &leading, best, first, slots);
     }
+    return 0;
 }

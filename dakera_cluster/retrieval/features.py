@@ -175,8 +175,7 @@ def features(
 
 def _by_rank(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """1 for the greatest, half of it RANK_SCALE places later; equals share the better place."""
-    ahead = (values[None, :] > values[:, None]).sum(axis=1)
-    return np.asarray(RANK_SCALE / (RANK_SCALE + ahead))
+    return np.asarray(RANK_SCALE / (RANK_SCALE + order.ranks(values)))
 
 
 def _vectors(
