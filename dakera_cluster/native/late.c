@@ -15,6 +15,11 @@
 #define GROUP 4
 #define ROWS (1 << GROUP)
 
+/* Units that are matched while the next one comes from memory, and bytes of it that are asked for. */
+#define AHEAD 2
+#define MAX_FETCHED 2048
+#define CACHE_LINE 64
+
 typedef uint32_t pairs __attribute__((vector_size(4 * LANES)));
 
 INLINED pairs greater(pairs left, pairs right) {
@@ -86,10 +91,17 @@ INLINED void raise_to(const uint8_t *row, long bytes, const pairs *table, pairs 
     *upper = greater(high, *upper);
 }
 
+/* Memories lie anywhere among all tokens: their first lines are asked for while others are matched. */
+INLINED void fetch(const uint8_t *data, long bytes) {
+    if (bytes > MAX_FETCHED) bytes = MAX_FETCHED;
+    for (long at = 0; at < bytes; at += CACHE_LINE) __builtin_prefetch(data + at);
+}
+
 /* Of each unit: uint32[BLOCK], the greatest sum that its rows select for each token, lifted. */
 INLINED void greatest_of(const uint8_t *signs, long bytes, const int64_t *begins, const int64_t *lengths, long units,
                          const pairs *tables, uint32_t *greatest) {
     for (long unit = 0; unit < units; unit++, greatest += BLOCK) {
+        if (unit + AHEAD < units) fetch(signs + begins[unit + AHEAD] * bytes, lengths[unit + AHEAD] * bytes);
         const uint8_t *row = signs + begins[unit] * bytes, *end = row + lengths[unit] * bytes;
         pairs lower = {0}, upper = {0};
         for (; row < end; row += bytes) raise_to(row, bytes, tables, &lower, &upper);
