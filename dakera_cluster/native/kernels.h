@@ -32,3 +32,7 @@ void scale_rows(double *values, const uint8_t *wanted, long rows, long count);
 void weighted_sums(const float *values, const double *weights, long tokens, long columns, double *sums);
 void weighted_rows(const double *values, const double *weights, long rows, long count, double *sums);
 void ranks(const double *values, long count, int64_t *ahead);
+long trait_rows(const int64_t *slots, long count, long size, const uint16_t *words, const float *about_self,
+                const uint8_t *asks, const uint8_t *has_time, const uint8_t *has_number, const uint8_t *roles,
+                uint8_t assistant, const double *lengths, long longest, int asks_when, int asks_how_much, int of_self,
+                double *rows);

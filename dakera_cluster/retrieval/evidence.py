@@ -123,6 +123,11 @@ class Evidence:
         """A column at ``slots``, all of which have been put."""
         return self._columns[name][slots]
 
+    @property
+    def columns(self) -> Mapping[str, np.ndarray]:
+        """The columns by name, each by slot; not to be changed."""
+        return self._columns
+
     def whole_column(self, name: str) -> np.ndarray:
         """A column by slot, as long as it is; not to be changed."""
         return self._columns[name]
