@@ -24,8 +24,8 @@ void neighbours(const int32_t *previous, const int32_t *next, long linked, const
 void window_bm25(const int64_t *slots, long count, const int32_t *around, const uint8_t *inside, long width,
                  const double *lengths, const uint8_t *frequencies, long size, const double *idf, long terms, double k1,
                  double b, double *scores);
-void lent_cover(const float *best, long tokens, const int64_t *places, const uint8_t *inside, long count, long width,
-                double share, const double *weights, double *cover);
+void lent_cover(const float *best, long columns, long tokens, const int64_t *places, const uint8_t *inside, long count,
+                long width, double share, const double *weights, double *cover);
 
 long order_best(const double *scores, const uint64_t *keys, long count, long wanted, int64_t *order);
 void scale_rows(double *values, const uint8_t *wanted, long rows, long count);
@@ -36,3 +36,14 @@ long trait_rows(const int64_t *slots, long count, long size, const uint16_t *wor
                 const uint8_t *asks, const uint8_t *has_time, const uint8_t *has_number, const uint8_t *roles,
                 uint8_t assistant, const double *lengths, long longest, int asks_when, int asks_how_much, int of_self,
                 double *rows);
+
+void stretches(const int32_t *previous, const int32_t *next, long linked, const uint16_t *words, const int32_t *speakers,
+               const double *when, long known, const int64_t *slots, long count, long reach, double pause,
+               int32_t *found, int64_t *words_to, int64_t *turns);
+long places_of(const int64_t *known, long known_count, const int32_t *around, const uint8_t *wanted, long count,
+               int64_t *others, int64_t *places);
+void means_of(const double *own, const int64_t *own_words, const double *values, const int64_t *words, const int64_t *places,
+              long count, long width, double *means);
+void best_alike(const double *values, const int32_t *codes, long count, double *best);
+void covering_order(const double *values, const double *found, const double *weights, long count, long tokens,
+                    double *covered, int64_t *order);

@@ -117,15 +117,17 @@ def lent_cover(
     share: float,
     weights: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """float64[n]: the weighted sum over tokens of what the first n columns of ``best`` (float32[t, m]) found, or ``share`` of
-    what the columns ``places`` (int64[n, w], where ``inside``) did."""
+    """float64[n]: the weighted sum over tokens of what the first n rows of ``best`` (float32[m, t]) found, or ``share`` of what
+    the rows ``places`` (int64[n, w], where ``inside``; -1 is nobody) did."""
     count, width = places.shape
-    if len(best) > MAX_TOKENS or inside.shape != places.shape or count > best.shape[1]:
+    rows, tokens = best.shape
+    if tokens > MAX_TOKENS or inside.shape != places.shape or count > rows or len(weights) != tokens:
         raise ValueError("the arrays of a cover do not fit together")
     cover = np.empty(count)
     kernels.lent_cover(
-        given(np.ascontiguousarray(best.T), np.float32),
-        len(best),
+        given(best, np.float32),
+        rows,
+        tokens,
         given(places, np.int64),
         given(inside, np.bool_),
         count,

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from dakera_cluster.native import late as native
 from dakera_cluster.native import order, traits
+from dakera_cluster.native import talk as native_talk
 from dakera_cluster.retrieval import talk
 from dakera_cluster.retrieval.candidates import Candidates
 from dakera_cluster.retrieval.context import Neighbourhood, neighbourhood
@@ -208,15 +209,17 @@ def _in_company(
 ) -> dict[str, NDArray[np.float64]]:
     slots = pool.slots
     around = neighbourhood(view.evidence, slots)
+    lead, following = talk.cosines(view, query, slots, pool.cosine, stretch, around.next)
+    best = np.ascontiguousarray(own.best.T)
     return {
         "window_turns": window_scores(words, slots, around.slots, around.turns(WINDOW_TURNS)),
         "window_wide": window_scores(words, slots, around.slots, around.within(WIDE_WORDS)),
-        "cosine_lead": talk.led_up_to(view, query, slots, pool.cosine, stretch),
-        "cosine_next": _following(view, query, around),
-        "cover_talk": talk.covered(late, own.best, slots, stretch),
-        **_context(view, late, slots, own, around),
-        "session": _sessions(view, slots, late_scores),
-        "in_session": (around.slots[:, 0] >= 0).astype(np.float64),
+        "cosine_lead": lead,
+        "cosine_next": following,
+        "cover_talk": talk.covered(late, best, slots, stretch),
+        **_context(view, late, slots, best, around),
+        "session": native_talk.best_alike(np.maximum(late_scores, 0.0), view.evidence.order.codes(slots)),
+        "in_session": (around.slots[:, 0] != NOBODY).astype(np.float64),
     }
 
 
@@ -228,49 +231,21 @@ def _vectors(view: RecallView, query: QueryFeatures, pool: Candidates) -> dict[s
     return {"cosine": pool.cosine, "passage": np.where(np.isnan(passage), pool.cosine, passage)}
 
 
-def _following(view: RecallView, query: QueryFeatures, around: Neighbourhood) -> NDArray[np.float64]:
-    """float64[n]: the cosine of the memory that follows each, 0 where none does."""
-    after = np.zeros(len(around.slots))
-    if query.vector is None or view.vectors is None or view.vectors.dimension != len(query.vector):
-        return after
-    following = around.next.astype(np.int64)
-    has_next = following >= 0
-    after[has_next] = np.nan_to_num(view.vectors.scores(query.vector, following[has_next]).astype(np.float64))
-    return after
-
-
 def _context(
-    view: RecallView, late: LateQuery, slots: NDArray[np.int64], own: Matches, around: Neighbourhood
+    view: RecallView, late: LateQuery, slots: NDArray[np.int64], best: NDArray[np.float32], around: Neighbourhood
 ) -> dict[str, NDArray[np.float64]]:
-    """Late interaction in which what stands around a memory may cover a word of the question."""
+    """Late interaction in which what stands around a memory may cover a word of the question. ``best``: float32[n, t]."""
     turn, near_words = around.turns(1), around.within(NEAR_WORDS)
     following = turn.copy()
     following[:, : turn.shape[1] // 2] = False
     windows = {"cover_turn": turn, "cover_next": following, "cover_near": near_words}
-    looked_at = turn | near_words
-    if not looked_at.any():
-        return dict.fromkeys(windows, alone(late, own.best))
     # The matches of the pool's own slots are known.
-    others = np.setdiff1d(around.slots[looked_at], slots).astype(np.int64)
-    best = np.concatenate([own.best, glance(late, view.evidence.tokens, others)], axis=1)
-    every = np.concatenate([slots, others])
-    by_slot = np.argsort(every)
-    places = by_slot[np.searchsorted(every[by_slot], np.where(looked_at, around.slots, slots[:, None]))]
+    places, others = native_talk.places_of(slots, around.slots, turn | near_words)
+    if len(others):
+        best = np.concatenate([best, glance(late, view.evidence.tokens, others).T])
     return {
         name: native.lent_cover(best, places, inside, NEIGHBOUR_SHARE, late.weights) for name, inside in windows.items()
     }
-
-
-def _sessions(view: RecallView, slots: NDArray[np.int64], scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    best = np.maximum(scores, 0.0)
-    codes = view.evidence.order.codes(slots)
-    placed = np.flatnonzero(codes != NOBODY)
-    if len(placed):
-        sessions, member = np.unique(codes[placed], return_inverse=True)
-        tops = np.zeros(len(sessions))
-        np.maximum.at(tops, member, best[placed])
-        best[placed] = tops[member]
-    return best
 
 
 def _speaker(view: RecallView, question: str, slots: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:

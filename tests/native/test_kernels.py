@@ -153,12 +153,13 @@ def test_estimated_matches_count_differing_signs() -> None:
 
 def test_neighbours_lend_their_best_and_only_from_inside() -> None:
     rng = np.random.default_rng(9)
-    best, weights = rng.normal(size=(5, 12)).astype(np.float32), rng.random(5)
-    places, inside = rng.integers(0, 12, (7, 6)), rng.random((7, 6)) < 0.4
+    best, weights = rng.normal(size=(12, 5)).astype(np.float32), rng.random(5)
+    places, inside = rng.integers(-1, 12, (7, 6)), rng.random((7, 6)) < 0.4
     cover = late.lent_cover(best, places, inside, 0.8, weights)
     for place in range(7):
-        lent = np.maximum(best[:, places[place][inside[place]]].max(axis=1, initial=0), 0) * 0.8
-        assert cover[place] == pytest.approx(float(weights @ np.maximum(best[:, place], lent)))
+        lenders = places[place][inside[place] & (places[place] >= 0)]
+        lent = np.maximum(best[lenders].max(axis=0, initial=0), 0) * 0.8
+        assert cover[place] == pytest.approx(float(weights @ np.maximum(best[place], lent)))
     with pytest.raises(ValueError, match="do not fit"):
         late.lent_cover(best, places, inside[:, :3].copy(), 0.8, weights)
 
@@ -177,6 +178,35 @@ def test_scaling_touches_wanted_rows_only() -> None:
     values = np.array([[1.0, 3.0, 2.0], [5.0, 5.0, 5.0], [math.nan, 4.0, 2.0], [math.nan] * 3, [7.0, 8.0, 9.0]])
     order.scale_rows(values, np.array([True, True, True, True, False]))
     assert values.tolist() == [[0, 1, 0.5], [0, 0, 0], [0, 1, 0], [0, 0, 0], [7, 8, 9]]
+
+
+def test_weighted_rows_leave_out_those_of_no_weight() -> None:
+    values = np.array([[1.0, 2.0], [math.nan, math.inf], [3.0, -1.0]])
+    assert order.weighted_rows(values, np.array([2.0, 0.0, 0.5])).tolist() == [3.5, 3.5]
+    assert order.weighted_rows(values[:, :0].copy(), np.zeros(3)).tolist() == []
+    with pytest.raises(ValueError, match="weights"):
+        order.weighted_rows(values, np.zeros(2))
+
+
+def test_ranks_count_what_is_greater() -> None:
+    assert order.ranks(np.array([2.0, 5.0, 2.0, -math.inf, 9.0])).tolist() == [2, 1, 2, 4, 0]
+    assert order.ranks(np.zeros(0)).tolist() == []
+
+
+def test_steps_are_those_of_numpy() -> None:
+    rng = np.random.default_rng(8)
+    vectors = rng.normal(size=(7, 72)).astype(np.float32)
+    vectors[2] = 0
+    vectors[3, 5] = math.nan
+    steps, sums, scales, signs = late.steps(vectors)
+    known = np.nan_to_num(vectors)
+    peaks = np.maximum(np.abs(known).max(axis=1), np.finfo(np.float32).tiny).astype(np.float64)
+    assert np.array_equal(steps, np.rint(known / peaks[:, None] * late.MAX_STEP))
+    assert np.array_equal(sums, steps.sum(axis=1))
+    assert np.array_equal(scales, peaks / (late.MAX_STEP * math.sqrt(72)))
+    assert np.array_equal(signs, np.packbits(known > 0, axis=1))
+    with pytest.raises(ValueError, match="whole bytes"):
+        late.steps(vectors[:, :70].copy())
 
 
 def test_bm25_refuses_postings_beyond_its_arrays() -> None:
