@@ -15,6 +15,7 @@ long late_exact(const uint8_t *signs, long rows, long width, const int64_t *begi
 long late_estimated(const uint8_t *signs, long rows, long width, const int64_t *begins, const int64_t *lengths,
                     const int64_t *owners, long units, const uint8_t *query, long tokens, const float *cosines,
                     const double *weights, float *best, double *first, long slots);
+void occurrences(const uint16_t *ids, long count, const uint16_t *wanted, long wanted_count, int64_t *counts);
 
 void bm25_add(const int32_t *slots, const uint16_t *counts, long count, double weight, double k1, const double *norms,
               double *bm25, double *coverage, uint8_t *frequencies);

@@ -20,6 +20,15 @@
 #define MAX_FETCHED 2048
 #define CACHE_LINE 64
 
+/* Tokens whose differing signs are counted side by side: as many as a word has bytes, so that the word a byte lies in begins
+   their numbers. */
+#define SIDE 8
+/* No copy of `target_clones` can ask for the count of set bits in vectors, so that one is chosen by hand. */
+#if !defined(ONE_COPY) && defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
+#define COUNTS_BITS_OF_VECTORS
+#include <immintrin.h>
+#endif
+
 typedef uint32_t pairs __attribute__((vector_size(4 * LANES)));
 
 INLINED pairs greater(pairs left, pairs right) {
@@ -173,35 +182,102 @@ long late_exact(const uint8_t *signs, long rows, long width, const int64_t *begi
     return status;
 }
 
-/* Returns 0, or -2 as late_exact. */
+/* Eight bytes of a row from a place on, or what is left of them. */
+INLINED uint64_t word_at(const uint8_t *row, long at, long bytes) {
+    uint64_t word = 0;
+    if (bytes - at >= 8)
+        memcpy(&word, row + at, 8);
+    else
+        memcpy(&word, row + at, bytes - at);
+    return word;
+}
+
+/* Of each unit: uint64[SIDE], the fewest signs in which one of its rows differs from each token. asked: [words, SIDE]. */
 FOR_EVERY_PROCESSOR
+static void count_differing(const uint8_t *signs, long bytes, const int64_t *begins, const int64_t *lengths, long units,
+                            const uint64_t *asked, uint64_t *fewest) {
+    for (long unit = 0; unit < units; unit++, fewest += SIDE) {
+        const uint8_t *row = signs + begins[unit] * bytes, *end = row + lengths[unit] * bytes;
+        for (long side = 0; side < SIDE; side++) fewest[side] = 8 * bytes;
+        for (; row < end; row += bytes) {
+            uint64_t differing[SIDE] = {0};
+            for (long at = 0; at < bytes; at += 8) {
+                uint64_t word = word_at(row, at, bytes);
+                for (long side = 0; side < SIDE; side++) differing[side] += __builtin_popcountll(asked[at + side] ^ word);
+            }
+            for (long side = 0; side < SIDE; side++)
+                if (differing[side] < fewest[side]) fewest[side] = differing[side];
+        }
+    }
+}
+
+#ifdef COUNTS_BITS_OF_VECTORS
+__attribute__((target("avx512f,avx512vpopcntdq"))) static void
+count_differing_by_vectors(const uint8_t *signs, long bytes, const int64_t *begins, const int64_t *lengths, long units,
+                           const uint64_t *asked, uint64_t *fewest) {
+    for (long unit = 0; unit < units; unit++, fewest += SIDE) {
+        if (unit + AHEAD < units) fetch(signs + begins[unit + AHEAD] * bytes, lengths[unit + AHEAD] * bytes);
+        const uint8_t *row = signs + begins[unit] * bytes, *end = row + lengths[unit] * bytes;
+        __m512i least = _mm512_set1_epi64(8 * bytes);
+        for (; row < end; row += bytes) {
+            __m512i differing = _mm512_setzero_si512();
+            for (long at = 0; at < bytes; at += 8) {
+                __m512i own = _mm512_set1_epi64((long long)word_at(row, at, bytes));
+                own = _mm512_xor_si512(own, _mm512_loadu_si512(asked + at));
+                differing = _mm512_add_epi64(differing, _mm512_popcnt_epi64(own));
+            }
+            least = _mm512_min_epu64(least, differing);
+        }
+        _mm512_storeu_si512(fewest, least);
+    }
+}
+#endif
+
+/* Returns 0, or -1 and -2 as late_exact. */
 long late_estimated(const uint8_t *signs, long rows, long width, const int64_t *begins, const int64_t *lengths,
                     const int64_t *owners, long units, const uint8_t *query, long tokens, const float *cosines,
                     const double *weights, float *best, double *first, long slots) {
     if (!are_within(begins, lengths, owners, units, rows, slots)) return -2;
     float similar[MAX_TOKENS];
-    uint64_t asked[MAX_TOKENS][MAX_WIDTH / 64], own[MAX_WIDTH / 64];
-    long bytes = width / 8, words = (bytes + 7) / 8;
+    long bytes = width / 8, words = (bytes + 7) / 8, blocks = (tokens + SIDE - 1) / SIDE;
     double leading = 0;
-    memset(own, 0, sizeof own);
-    for (long token = 0; token < tokens; token++) {
-        memset(asked[token], 0, 8 * words);
-        memcpy(asked[token], query + token * bytes, bytes);
+    uint64_t *fewest = malloc((blocks * units * SIDE + 1) * sizeof(uint64_t)), asked[MAX_WIDTH / 64 * SIDE];
+    if (!fewest) return -1;
+    for (long block = 0; block < blocks; block++) {
+        long left = tokens - block * SIDE;
+        memset(asked, 0, words * SIDE * sizeof(uint64_t));
+        for (long side = 0; side < (left < SIDE ? left : SIDE); side++)
+            for (long at = 0; at < bytes; at += 8)
+                asked[at + side] = word_at(query + (block * SIDE + side) * bytes, at, bytes);
+        uint64_t *own = fewest + block * units * SIDE;
+#ifdef COUNTS_BITS_OF_VECTORS
+        if (__builtin_cpu_supports("avx512vpopcntdq") && __builtin_cpu_supports("avx512f")) {
+            count_differing_by_vectors(signs, bytes, begins, lengths, units, asked, own);
+            continue;
+        }
+#endif
+        count_differing(signs, bytes, begins, lengths, units, asked, own);
     }
     for (long unit = 0; unit < units; unit++) {
-        long fewest[MAX_TOKENS];
-        for (long token = 0; token < tokens; token++) fewest[token] = width;
-        for (long row = begins[unit]; row < begins[unit] + lengths[unit]; row++) {
-            memcpy(own, signs + row * bytes, bytes);
-            for (long token = 0; token < tokens; token++) {
-                long differing = 0;
-                for (long word = 0; word < words; word++) differing += __builtin_popcountll(asked[token][word] ^ own[word]);
-                if (differing < fewest[token]) fewest[token] = differing;
-            }
-        }
-        for (long token = 0; token < tokens; token++) similar[token] = cosines[fewest[token]];
+        for (long token = 0; token < tokens; token++)
+            similar[token] = cosines[fewest[(token / SIDE * units + unit) * SIDE + token % SIDE]];
         int is_first = unit == 0 || owners[unit] != owners[unit - 1];
         keep(similar, weights, tokens, owners[unit], is_first, &leading, best, first, slots);
     }
+    free(fewest);
     return 0;
+}
+
+/* counts: [wanted_count], how often each is among the ids. */
+FOR_EVERY_PROCESSOR
+void occurrences(const uint16_t *ids, long count, const uint16_t *wanted, long wanted_count, int64_t *counts) {
+    for (long place = 0; place < wanted_count; place++) {
+        int64_t found = 0;
+        for (long start = 0; start < count; start += UINT16_MAX) {
+            uint16_t some = 0, one = wanted[place];
+            for (long at = start; at < count && at < start + UINT16_MAX; at++) some += ids[at] == one;
+            found += some;
+        }
+        counts[place] = found;
+    }
 }

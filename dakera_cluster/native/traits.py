@@ -34,6 +34,8 @@ def rows(
     """float64[7, n] of ``slots``: see ROWS. ``columns``: by slot (retrieval/evidence.py); ``lengths``: float64, what each number
     of words counts, the last also for all greater ones; ``assistant``: the role that is one. What the question does not ask
     about is 0: the time of day, numbers, or the asker."""
+    if not len(lengths):
+        raise ValueError("no number of words has a length")
     size = min(len(columns[name]) for name in _COLUMNS)
     found = np.empty((len(ROWS), len(slots)))
     status = kernels.trait_rows(
@@ -49,6 +51,6 @@ def rows(
         of_self,
         given(found, np.float64),
     )
-    if status < 0 or not len(lengths):
+    if status < 0:
         raise ValueError("slots reach beyond the columns")
     return found

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dakera_cluster.index.arrays import grown
 from dakera_cluster.native import words as native
-from dakera_cluster.native.late import Runs
+from dakera_cluster.native.late import Runs, occurrences
 
 MAX_HOLE_SHARE = 0.5
 MIN_TOKENS_TO_PACK = 4096
@@ -142,11 +142,8 @@ class TokenStore:
         wanted = (ids & 0xFFFF).astype(np.uint16)
         if self._frequencies is not None:
             return self._frequencies[wanted].astype(np.int64)
-        if not self._live:
-            return np.zeros(len(ids), np.int64)
         # Holes may hold removed tokens; a count over them would make the order depend on the replica's history.
-        counted = np.bincount(self._live_ids(), minlength=ID_SPACE)
-        return counted[wanted]
+        return occurrences(self._live_ids(), wanted)
 
     def dump(self) -> dict[str, np.ndarray]:
         """The arrays, packed, and what ``load`` needs."""

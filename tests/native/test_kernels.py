@@ -141,11 +141,12 @@ def test_the_greatest_steps_and_all_signs_alike_do_not_overflow(sign: int) -> No
         assert np.array_equal(case["best"][:, 0], expected.astype(np.float32))
 
 
-def test_estimated_matches_count_differing_signs() -> None:
-    case = late_case(96, 4)
+@pytest.mark.parametrize(("width", "tokens"), [(96, 4), (384, 9), (8, 1), (72, 17), (128, 64), (4096, 8)])
+def test_estimated_matches_count_differing_signs(width: int, tokens: int) -> None:
+    case = late_case(width, tokens)
     rng = np.random.default_rng(2)
-    query = rng.integers(0, 256, (4, 12), dtype=np.uint8)
-    cosines = np.linspace(1, -1, 97).astype(np.float32)
+    query = rng.integers(0, 256, (tokens, width // 8), dtype=np.uint8)
+    cosines = np.linspace(1, -1, width + 1).astype(np.float32)
     late.estimated(case["signs"], case["runs"], query, cosines, case["weights"], case["best"], case["first"])
     differing = np.bitwise_count(query[:, None, :] ^ case["signs"][None, 8:20, :]).sum(axis=2)
     assert np.array_equal(case["best"][:, 0], cosines[differing.min(axis=1)])
@@ -228,6 +229,14 @@ def test_a_tally_counts_repeats() -> None:
         words.tally(np.array([7], np.uint16), 1, counts[:100].copy())
 
 
+@pytest.mark.parametrize("count", [0, 1, 65_535, 65_536, 140_000])
+def test_occurrences_are_counted_however_many(count: int) -> None:
+    ids = np.full(count, 7, np.uint16)
+    ids[: count // 3] = 65_535
+    counts = late.occurrences(ids, np.array([7, 65_535, 3, 7], np.uint16))
+    assert counts.tolist() == [count - count // 3, count // 3, 0, count - count // 3]
+
+
 def test_what_c_would_not_notice_is_refused() -> None:
     _kept, planes = planes_of(np.zeros((4, 32), np.int16))
     with pytest.raises(TypeError, match="float32"):
@@ -255,14 +264,21 @@ def test_every_processor_finds_the_same_bits(tmp_path: Path, monkeypatch: pytest
     score, weight = rng.random((40, 30)).astype(np.float32), rng.random(40)
 
     def results() -> list[np.ndarray]:
+        rng_of_query = np.random.default_rng(12)
         case, odd = late_case(384, 9), late_case(40, 19)
         late.exact(**case)
         late.exact(**odd)
+        signed = late_case(392, 11)
+        asked, cosines = rng_of_query.integers(0, 256, (11, 49), dtype=np.uint8), np.linspace(1, -1, 393).astype(np.float32)
+        rest = {name: signed[name] for name in ("signs", "runs", "weights", "best", "first")}
+        late.estimated(query=asked, cosines=cosines, **rest)
         return [
             vectors.gather(planes, np.arange(300), query),
             case["best"],
             case["first"],
             odd["best"],
+            signed["best"],
+            signed["first"],
             late.weighted(score, weight),
         ]
 
