@@ -104,9 +104,7 @@ def estimated(
 def occurrences(ids: NDArray[np.uint16], wanted: NDArray[np.uint16]) -> NDArray[np.int64]:
     """int64[n]: how often each of the ``wanted`` is among the ``ids``."""
     counts = np.empty(len(wanted), np.int64)
-    kernels.occurrences(
-        given(ids, np.uint16), len(ids), given(wanted, np.uint16), len(wanted), given(counts, np.int64)
-    )
+    kernels.occurrences(given(ids, np.uint16), len(ids), given(wanted, np.uint16), len(wanted), given(counts, np.int64))
     return counts
 
 

@@ -34,9 +34,7 @@ def weighted_rows(values: NDArray[np.float64], weights: NDArray[np.float64]) -> 
     if len(weights) != len(values):
         raise ValueError(f"{len(values)} rows, but {len(weights)} weights")
     sums = np.empty(values.shape[1])
-    kernels.weighted_rows(
-        given(values, np.float64), given(weights, np.float64), *values.shape, given(sums, np.float64)
-    )
+    kernels.weighted_rows(given(values, np.float64), given(weights, np.float64), *values.shape, given(sums, np.float64))
     return sums
 
 

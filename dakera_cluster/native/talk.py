@@ -66,9 +66,7 @@ def places_of(
     return places, others[:count]
 
 
-def places_among(
-    known: NDArray[np.int64], around: NDArray[np.int32], wanted: NDArray[np.bool_]
-) -> NDArray[np.int64]:
+def places_among(known: NDArray[np.int64], around: NDArray[np.int32], wanted: NDArray[np.bool_]) -> NDArray[np.int64]:
     """int64 like ``around``: the place of each wanted slot among the ``known``, -1 for all others."""
     _check_cells(around, wanted)
     places = np.empty(around.shape, np.int64)

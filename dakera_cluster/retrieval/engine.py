@@ -170,7 +170,7 @@ def _second_stage(
     laps.lap("late")
     head = order[:RANKED]
     ranked = _taken(pool, head)
-    values = features(view, query, late, words, time, ranked, own.at(head))
+    values = features(view, query, late, words, time, ranked, own.at(head), found)
     laps.lap("features")
     rest = Block(found, np.arange(len(found.slots))[POOL:], found.fused)
     return Prepared(kind, late, values, ranked, Block(pool, order[RANKED:], seen), rest)

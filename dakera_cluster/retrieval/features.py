@@ -133,8 +133,9 @@ def features(
     time: QueryTime,
     pool: Candidates,
     own: Matches,
+    found: Candidates,
 ) -> Features:
-    """The features of the pool. ``own`` are the matches of exactly the pool's slots."""
+    """The features of the pool. ``own`` are the matches of exactly the pool's slots; ``found``: all candidates."""
     slots = pool.slots
     late_scores = weighted(late, own.best)
     columns: dict[str, NDArray[np.float64]] = {
@@ -154,7 +155,7 @@ def features(
         talk_length: NDArray[np.float64] | float = 0.0
     else:
         stretch = talk.stretch(view, slots)
-        columns |= _in_company(view, query, late, words, pool, own, late_scores, stretch)
+        columns |= _in_company(view, query, late, words, pool, own, late_scores, stretch, found)
         talk_length = talk.length(stretch)
     # A column that is not there says nothing of anybody.
     values = np.zeros((len(NAMES), len(slots)))
@@ -186,7 +187,9 @@ def _alone(
     late: LateQuery, words: WordScores, pool: Candidates, own: Matches, late_scores: NDArray[np.float64]
 ) -> dict[str, NDArray[np.float64]]:
     """What stands around a memory where none has a session: itself."""
-    text = window_scores(words, pool.slots, np.empty((len(pool.slots), 0), np.int32), np.empty((len(pool.slots), 0), bool))
+    text = window_scores(
+        words, pool.slots, np.empty((len(pool.slots), 0), np.int32), np.empty((len(pool.slots), 0), bool)
+    )
     cover = alone(late, own.best)
     return {
         "window_turns": text,
@@ -205,11 +208,13 @@ def _in_company(
     pool: Candidates,
     own: Matches,
     late_scores: NDArray[np.float64],
-    stretch: Neighbourhood,
+    stretch: talk.Stretch,
+    found: Candidates,
 ) -> dict[str, NDArray[np.float64]]:
     slots = pool.slots
     around = neighbourhood(view.evidence, slots)
-    lead, following = talk.cosines(view, query, slots, pool.cosine, stretch, around.next)
+    known = found.slots, found.cosine
+    lead, following = talk.cosines(view, query, slots, pool.cosine, stretch, around.next, known)
     best = np.ascontiguousarray(own.best.T)
     return {
         "window_turns": window_scores(words, slots, around.slots, around.turns(WINDOW_TURNS)),
@@ -269,9 +274,7 @@ def _time(view: RecallView, time: QueryTime, slots: NDArray[np.int64]) -> dict[s
     }
 
 
-def _form(
-    view: RecallView, question: str, time: QueryTime, slots: NDArray[np.int64]
-) -> dict[str, NDArray[np.float64]]:
+def _form(view: RecallView, question: str, time: QueryTime, slots: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
     rows = traits.rows(
         view.evidence.columns,
         slots,

@@ -73,24 +73,29 @@ def cosines(
     cosine: NDArray[np.float64],
     around: Stretch,
     following: NDArray[np.int32],
+    known: tuple[NDArray[np.int64], NDArray[np.float64]],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """``(lead, next)``, float64[n] each: the mean cosine of each memory and what leads up to it, each weighing its words, NaN
-    where ``cosine`` (float64[n], of the memories themselves) is; and the cosine of the memory in ``following``, 0 for nobody."""
+    where ``cosine`` (float64[n], of the memories themselves) is; and the cosine of the memory in ``following``, 0 for nobody.
+    ``known``: slots and their cosines, as far as they have been worked out (else NaN)."""
     if query.vector is None or view.vectors is None or view.vectors.dimension != len(query.vector):
         return cosine, np.zeros(len(slots))
     # Neighbours of neighbouring memories are the same, and so is what follows: each is compared once.
     beside = np.concatenate([around.slots[:, :LEAD_TURNS], following[:, None]], axis=1)
     inside = np.ones(beside.shape, np.bool_)
     inside[:, :LEAD_TURNS] = around.words[:, :LEAD_TURNS] <= LEAD_WORDS
-    places, others = native.places_of(slots[:0], beside, inside)
-    near = np.zeros(len(others) + 1)
-    near[:-1] = np.nan_to_num(view.vectors.scores(query.vector, others))
+    is_known = ~np.isnan(known[1])
+    compared = known[0][is_known]
+    places, others = native.places_of(compared, beside, inside)
+    worked_out = np.nan_to_num(view.vectors.scores(query.vector, others)) if len(others) else np.zeros(0)
+    # NOBODY finds what stands last.
+    near = np.concatenate([known[1][is_known], worked_out, [0.0]])
     after = near[places[:, LEAD_TURNS]]
     before = np.ascontiguousarray(places[:, :LEAD_TURNS])
     if not len(before) or int(before.max()) == NOBODY:
         return cosine, after
     own = np.maximum(view.evidence.column("words", slots), 1).astype(np.int64)
-    words = view.evidence.column("words", others).astype(np.int64)
+    words = view.evidence.column("words", np.concatenate([compared, others])).astype(np.int64)
     return native.means_of(cosine, own, near[:-1], words, before), after
 
 

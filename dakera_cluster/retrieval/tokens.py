@@ -128,11 +128,11 @@ class TokenStore:
             owners = np.repeat(owners, repeats)
             stops = begins + lengths
             begins = np.repeat(begins, repeats)
-            where = np.cumsum(repeats) - repeats
-            for row, cuts in split:
-                begins[where[row] + 1 : where[row] + 1 + len(cuts)] += cuts
+            ends = np.cumsum(repeats) - 1
+            is_cut = np.ones(len(begins), np.bool_)
+            is_cut[ends - repeats + 1] = False
+            begins[is_cut] += [cut for _, cuts in split for cut in cuts]
             lengths = np.append(begins[1:], 0)
-            ends = where + repeats - 1
             lengths[ends] = stops
             lengths -= begins
         return begins, lengths, owners

@@ -269,7 +269,10 @@ def test_every_processor_finds_the_same_bits(tmp_path: Path, monkeypatch: pytest
         late.exact(**case)
         late.exact(**odd)
         signed = late_case(392, 11)
-        asked, cosines = rng_of_query.integers(0, 256, (11, 49), dtype=np.uint8), np.linspace(1, -1, 393).astype(np.float32)
+        asked, cosines = (
+            rng_of_query.integers(0, 256, (11, 49), dtype=np.uint8),
+            np.linspace(1, -1, 393).astype(np.float32),
+        )
         rest = {name: signed[name] for name in ("signs", "runs", "weights", "best", "first")}
         late.estimated(query=asked, cosines=cosines, **rest)
         return [

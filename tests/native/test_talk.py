@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ NOBODY = -1
 def linked(sessions: list[list[int]], size: int) -> tuple[np.ndarray, np.ndarray]:
     previous, following = np.full(size, NOBODY, np.int32), np.full(size, NOBODY, np.int32)
     for session in sessions:
-        for left, right in zip(session, session[1:], strict=False):
+        for left, right in pairwise(session):
             following[left], previous[right] = right, left
     return previous, following
 
@@ -35,7 +36,14 @@ def test_a_stretch_ends_at_a_pause_at_what_nobody_said_and_past_the_columns() ->
     assert (total[found == NOBODY] > 1_000_000).all()
     assert turns.tolist() == [2, 0, 0, 1, 1, 0]
     # A pause as long as allowed is none.
-    assert talk.stretches(previous, following, words, speakers, when, slots, 3, 4_980.0)[2].tolist() == [3, 3, 0, 1, 1, 0]
+    assert talk.stretches(previous, following, words, speakers, when, slots, 3, 4_980.0)[2].tolist() == [
+        3,
+        3,
+        0,
+        1,
+        1,
+        0,
+    ]
     assert talk.stretches(previous, following, words, speakers, when, slots[:0], 3, 1.0)[0].shape == (0, 6)
 
 
@@ -98,7 +106,9 @@ def test_arrays_that_do_not_fit_together_are_refused() -> None:
     with pytest.raises(ValueError, match="do not fit"):
         talk.covering(np.zeros(2), np.zeros((2, 3)), np.zeros(2))
     with pytest.raises(ValueError, match="do not fit"):
-        talk.means_of(np.zeros(1), np.zeros(2, np.int64), np.zeros(1), np.zeros(1, np.int64), np.zeros((2, 1), np.int64))
+        talk.means_of(
+            np.zeros(1), np.zeros(2, np.int64), np.zeros(1), np.zeros(1, np.int64), np.zeros((2, 1), np.int64)
+        )
     with pytest.raises(ValueError, match="codes"):
         talk.best_alike(np.zeros(2), np.zeros(3, np.int32))
     with pytest.raises(ValueError, match="links"):
