@@ -20,8 +20,8 @@
 #define MAX_FETCHED 2048
 #define CACHE_LINE 64
 
-/* Tokens whose differing signs are counted side by side: as many as a word has bytes, so that the word a byte lies in begins
-   their numbers. */
+/* Tokens whose differing signs are counted side by side. As many as a word has bytes: what they hold for the word at a byte of
+   a row begins at the same index. */
 #define SIDE 8
 /* No copy of `target_clones` can ask for the count of set bits in vectors, so that one is chosen by hand. */
 #if !defined(ONE_COPY) && defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
@@ -160,7 +160,7 @@ long late_exact(const uint8_t *signs, long rows, long width, const int64_t *begi
     int32_t lifts[(MAX_TOKENS + BLOCK - 1) / BLOCK * BLOCK];
     long bytes = width / 8, blocks = (tokens + BLOCK - 1) / BLOCK;
     double leading = 0;
-    pairs *tables = aligned_alloc(64, (width / GROUP * ROWS * sizeof(pairs) + 63) / 64 * 64);
+    pairs *tables = aligned_alloc(64, (width / GROUP * ROWS * sizeof(pairs) + 64) / 64 * 64);
     uint32_t *greatest = malloc((blocks * units * BLOCK + 1) * sizeof(uint32_t));
     long status = tables && greatest ? 0 : -1;
     for (long block = 0; !status && block < blocks; block++) {
