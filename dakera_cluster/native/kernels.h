@@ -7,12 +7,15 @@ long nearest(const uint64_t *high, const uint64_t *low, long chunk_rows, const u
              long count, long width, const float *scales, const float *query, const int16_t *steps, double step,
              double offset, double slack, long wanted, float *bounds, int64_t *slots, float *scores);
 
-void late_exact(const uint8_t *signs, long width, const int64_t *begins, const int64_t *lengths, const int64_t *owners,
+void late_steps(const float *vectors, long tokens, long width, double largest, double unit, int16_t *steps, double *sums,
+                double *scales, uint8_t *signs);
+long late_exact(const uint8_t *signs, long rows, long width, const int64_t *begins, const int64_t *lengths, const int64_t *owners,
                 long units, const int16_t *steps, long tokens, const double *sums, const double *scales,
                 const double *weights, float *best, double *first, long slots);
-void late_estimated(const uint8_t *signs, long width, const int64_t *begins, const int64_t *lengths,
+long late_estimated(const uint8_t *signs, long rows, long width, const int64_t *begins, const int64_t *lengths,
                     const int64_t *owners, long units, const uint8_t *query, long tokens, const float *cosines,
                     const double *weights, float *best, double *first, long slots);
+void occurrences(const uint16_t *ids, long count, const uint16_t *wanted, long wanted_count, int64_t *counts);
 
 void bm25_add(const int32_t *slots, const uint16_t *counts, long count, double weight, double k1, const double *norms,
               double *bm25, double *coverage, uint8_t *frequencies);
@@ -22,12 +25,29 @@ void neighbours(const int32_t *previous, const int32_t *next, long linked, const
 void window_bm25(const int64_t *slots, long count, const int32_t *around, const uint8_t *inside, long width,
                  const double *lengths, const uint8_t *frequencies, long size, const double *idf, long terms, double k1,
                  double b, double *scores);
-void lent_cover(const float *best, long tokens, const int64_t *places, const uint8_t *inside, long count, long width,
-                double share, const double *weights, double *cover);
+void lent_cover(const float *best, long columns, long tokens, const int64_t *places, const uint8_t *inside, long count,
+                long width, double share, const double *weights, double *cover);
 
 long order_best(const double *scores, const uint64_t *keys, long count, long wanted, int64_t *order);
 void scale_rows(double *values, const uint8_t *wanted, long rows, long count);
 void weighted_sums(const float *values, const double *weights, long tokens, long columns, double *sums);
+void weighted_rows(const double *values, const double *weights, long rows, long count, double *sums);
+void ranks(const double *values, long count, int64_t *ahead);
+long trait_rows(const int64_t *slots, long count, long size, const uint16_t *words, const float *about_self,
+                const uint8_t *asks, const uint8_t *has_time, const uint8_t *has_number, const uint8_t *roles,
+                uint8_t assistant, const double *lengths, long longest, int asks_when, int asks_how_much, int of_self,
+                double *rows);
+
+void stretches(const int32_t *previous, const int32_t *next, long linked, const uint16_t *words, const int32_t *speakers,
+               const double *when, long known, const int64_t *slots, long count, long reach, double pause,
+               int32_t *found, int64_t *words_to, int64_t *turns);
+long places_of(const int64_t *known, long known_count, const int32_t *around, const uint8_t *wanted, long count,
+               int64_t *others, int64_t *places);
+void means_of(const double *own, const int64_t *own_words, const double *values, const int64_t *words, const int64_t *places,
+              long count, long width, double *means);
+void best_alike(const double *values, const int32_t *codes, long count, double *best);
+void covering_order(const double *values, const double *found, const double *weights, long count, long tokens,
+                    double *covered, int64_t *order);
 
 /* A matrix of the encoder: int8[inner, outer] in panels (encoder_pack), what its sums start at, and a scale and a bias a column. */
 typedef struct {

@@ -92,3 +92,21 @@ void weighted_sums(const float *values, const double *weights, long tokens, long
         for (long column = 0; column < columns; column++)
             sums[column] += weights[token] * values[token * columns + column];
 }
+
+FOR_EVERY_PROCESSOR
+void weighted_rows(const double *values, const double *weights, long rows, long count, double *sums) {
+    for (long at = 0; at < count; at++) sums[at] = 0;
+    for (long row = 0; row < rows; row++) {
+        if (weights[row] == 0) continue;
+        for (long at = 0; at < count; at++) sums[at] += weights[row] * values[row * count + at];
+    }
+}
+
+FOR_EVERY_PROCESSOR
+void ranks(const double *values, long count, int64_t *ahead) {
+    for (long place = 0; place < count; place++) {
+        int64_t greater = 0;
+        for (long other = 0; other < count; other++) greater += values[other] > values[place];
+        ahead[place] = greater;
+    }
+}

@@ -26,3 +26,20 @@ def scale_rows(values: NDArray[np.float64], wanted: NDArray[np.bool_]) -> None:
     if len(wanted) != len(values):
         raise ValueError(f"{len(values)} rows, but {len(wanted)} flags")
     kernels.scale_rows(given(values, np.float64), given(wanted, np.bool_), *values.shape)
+
+
+def weighted_rows(values: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """float64[n]: the sum of the rows of float64[r, n], each times its weight, added row by row; rows of weight 0 are left out,
+    whatever they hold."""
+    if len(weights) != len(values):
+        raise ValueError(f"{len(values)} rows, but {len(weights)} weights")
+    sums = np.empty(values.shape[1])
+    kernels.weighted_rows(given(values, np.float64), given(weights, np.float64), *values.shape, given(sums, np.float64))
+    return sums
+
+
+def ranks(values: NDArray[np.float64]) -> NDArray[np.int64]:
+    """int64[n]: how many of the values are greater than each."""
+    ahead = np.empty(len(values), np.int64)
+    kernels.ranks(given(values, np.float64), len(values), given(ahead, np.int64))
+    return ahead

@@ -70,15 +70,16 @@ void window_bm25(const int64_t *slots, long count, const int32_t *around, const 
     }
 }
 
-/* best: [columns, tokens], the memories themselves in the first count columns; places: [count, width] into the columns. */
+/* best: [columns, tokens], the memories themselves in the first count columns; places: [count, width] into the columns, what
+   lies beside them is nobody. */
 FOR_EVERY_PROCESSOR
-void lent_cover(const float *best, long tokens, const int64_t *places, const uint8_t *inside, long count, long width,
-                double share, const double *weights, double *cover) {
+void lent_cover(const float *best, long columns, long tokens, const int64_t *places, const uint8_t *inside, long count,
+                long width, double share, const double *weights, double *cover) {
     float lent[MAX_TOKENS];
     for (long place = 0; place < count; place++) {
         for (long token = 0; token < tokens; token++) lent[token] = 0;
         for (long cell = place * width; cell < (place + 1) * width; cell++) {
-            if (!inside[cell]) continue;
+            if (!inside[cell] || places[cell] < 0 || places[cell] >= columns) continue;
             const float *found = best + places[cell] * tokens;
             for (long token = 0; token < tokens; token++) lent[token] = found[token] > lent[token] ? found[token] : lent[token];
         }

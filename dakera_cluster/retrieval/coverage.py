@@ -10,6 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from dakera_cluster.native import talk as native
+
 DEPTH = 30
 """Places the pass orders; what comes later keeps its order."""
 GAIN = 1.0
@@ -24,16 +26,6 @@ def covering(
     head = order[:DEPTH]
     if len(head) < 2 or not len(weights):
         return order
-    found = np.maximum(best[:, head].astype(np.float64), 0.0)
-    covered = np.zeros(len(weights))
-    left = list(range(len(head)))
-    chosen: list[int] = []
-    while left:
-        added = np.maximum(found[:, left] - covered[:, None], 0.0) * weights[:, None]
-        # cumsum adds row by row: a sum whose order no library may change.
-        gains = relevance[head[left]] + GAIN * np.cumsum(added, axis=0)[-1]
-        # The head is in order of relevance and id, so the first maximum is the one to take.
-        pick = left.pop(int(np.argmax(gains)))
-        chosen.append(pick)
-        covered = np.maximum(covered, found[:, pick])
-    return np.concatenate([head[chosen], order[DEPTH:]])
+    found = np.ascontiguousarray(np.maximum(best[:, head].T, 0.0), np.float64)
+    # The head is in order of relevance and id, so the first of equals is the one to take.
+    return np.concatenate([head[native.covering(relevance[head], found, GAIN * weights)], order[DEPTH:]])

@@ -74,6 +74,20 @@ class _Clock:
 
 
 @dataclass(frozen=True, slots=True)
+class Block:
+    """Those of ``found`` at the places ``order``, by ``scores``: float64 by place. Taken when they are wanted: most answers end
+    before."""
+
+    found: Candidates
+    order: NDArray[np.int64]
+    scores: NDArray[np.float64]
+
+    @property
+    def slots(self) -> NDArray[np.int64]:
+        return self.found.slots[self.order]
+
+
+@dataclass(frozen=True, slots=True)
 class Prepared:
     """Everything up to the features: what the model orders (``features``), the rest of the pool and of the candidates."""
 
@@ -81,8 +95,8 @@ class Prepared:
     late: LateQuery
     features: Features
     ranked: Candidates
-    pool_rest: Candidates
-    rest: Candidates
+    pool_rest: Block
+    rest: Block
 
 
 def rank(
@@ -100,7 +114,9 @@ def rank(
         relevance = found.fused + _importance(view, query, found.slots, settings)
         order = ties.ordered(relevance, view.evidence.keys(found.slots))
         order = ties.settled(order, relevance, found.slots, view.ids)[: options.k]
-        return _ranking(found, order, relevance[order], np.clip(relevance[order], 0.0, 1.0), kind, False, None, laps)
+        level = relevance[order]
+        results = _taken(found, order)
+        return _ranking(results, level, np.clip(level, 0.0, 1.0), kind, len(found.slots), False, None, laps)
     prepared = _second_stage(view, query, kind, time, words, found, laps)
     return _answer(view, query, options, settings, prepared, model or shipped(), laps)
 
@@ -145,18 +161,19 @@ def _second_stage(
     pool = found.head(POOL)
     late = late_query(query, view.evidence.tokens, max(1, len(view.text)))
     own = match(late, view.evidence.tokens, pool.slots)
-    bare = view.evidence.tokens.counts(pool.slots) == 0
-    if bare.any():
-        own = supposed(own, bare, pool.cosine, view.evidence.keys(pool.slots))
-    seen = ties.scaled(pool.fused) + LATE_SHARE * ties.scaled(weighted(late, own.best))
-    order = ties.ordered(seen, view.evidence.keys(pool.slots))
+    keys = view.evidence.keys(pool.slots)
+    if own.bare.any():
+        own = supposed(own, pool.cosine, keys)
+    by_fused, by_late = ties.all_scaled(pool.fused, weighted(late, own.best))
+    seen = by_fused + LATE_SHARE * by_late
+    order = ties.ordered(seen, keys)
     laps.lap("late")
-    head, tail = order[:RANKED], order[RANKED:]
-    ranked = _taken(pool, head, seen)
-    values = features(view, query, late, words, time, ranked, own.at(head))
+    head = order[:RANKED]
+    ranked = _taken(pool, head)
+    values = features(view, query, late, words, time, ranked, own.at(head), found)
     laps.lap("features")
-    beyond = np.arange(POOL, max(POOL, len(found.slots)))
-    return Prepared(kind, late, values, ranked, _taken(pool, tail, seen), _taken(found, beyond, found.fused))
+    rest = Block(found, np.arange(len(found.slots))[POOL:], found.fused)
+    return Prepared(kind, late, values, ranked, Block(pool, order[RANKED:], seen), rest)
 
 
 def _answer(
@@ -178,23 +195,23 @@ def _answer(
     else:
         relevance = relevance[order]
     laps.lap("rank")
-    blocks = [_taken(ranked, order, ranked.fused)]
-    levels = [relevance]
-    for block in (prepared.pool_rest, prepared.rest):
-        if sum(map(len, levels)) >= options.k:
-            break
-        floor = (levels[-1][-1] if len(levels[-1]) else 0.0) - BLOCK_GAP
-        blocks.append(block)
-        levels.append(floor - 1.0 + ties.scaled(block.fused))
-    every = _joined(blocks)
-    level = np.concatenate(levels)[: options.k]
-    scores = np.array([model.score(value) for value in level.tolist()])
     explained = None
     if options.explain:
         explained = [_explained(prepared.features, int(row), model) for row in order[: options.k].tolist()]
+    blocks, levels, held = [_taken(ranked, order[: options.k])], [relevance], len(order)
+    for block in (prepared.pool_rest, prepared.rest):
+        if held >= options.k:
+            break
+        floor = (levels[-1][-1] if len(levels[-1]) else 0.0) - BLOCK_GAP
+        blocks.append(_taken(block.found, block.order))
+        levels.append(floor - 1.0 + ties.scaled(block.scores[block.order]))
+        held += len(block.order)
+    level = (np.concatenate(levels) if len(levels) > 1 else relevance)[: options.k]
+    results = _joined(blocks).head(options.k) if len(blocks) > 1 else blocks[0]
+    scores = np.array([model.score(value) for value in level.tolist()])
+    if explained is not None:
         explained += [{} for _ in range(len(level) - len(explained))]
-    places = np.arange(len(level))
-    return _ranking(every, places, level, scores, prepared.kind, True, explained, laps)
+    return _ranking(results, level, scores, prepared.kind, held, True, explained, laps)
 
 
 def _explained(found: Features, row: int, model: Model) -> dict[str, float]:
@@ -227,11 +244,10 @@ def _joined(blocks: list[Candidates]) -> Candidates:
     )
 
 
-def _taken(found: Candidates, order: NDArray[np.int64], fused: NDArray[np.float64]) -> Candidates:
-    """``found`` in ``order``, with ``fused`` (by position in ``found``) as its score."""
+def _taken(found: Candidates, order: NDArray[np.int64]) -> Candidates:
     return Candidates(
         found.slots[order],
-        fused[order],
+        found.fused[order],
         found.cosine[order],
         found.bm25[order],
         found.coverage[order],
@@ -241,24 +257,24 @@ def _taken(found: Candidates, order: NDArray[np.int64], fused: NDArray[np.float6
 
 def _ranking(
     found: Candidates,
-    order: NDArray[np.int64],
     relevance: NDArray[np.float64],
     scores: NDArray[np.float64],
     kind: QuestionKind,
+    candidates: int,
     reranked: bool,
     explained: list[dict[str, float]] | None,
     laps: _Clock,
 ) -> Ranking:
     laps.lap("answer")
     return Ranking(
-        slots=found.slots[order],
+        slots=found.slots,
         relevance=relevance,
         scores=scores,
-        cosine=found.cosine[order],
-        bm25=np.where(found.bm25[order] > 0, found.bm25[order], np.nan),
+        cosine=found.cosine,
+        bm25=np.where(found.bm25 > 0, found.bm25, np.nan),
         kind=kind,
         reranked=reranked,
-        candidates=len(found.slots),
+        candidates=candidates,
         timings_us=laps.timings_us,
         features=explained,
     )

@@ -123,6 +123,11 @@ class Evidence:
         """A column at ``slots``, all of which have been put."""
         return self._columns[name][slots]
 
+    @property
+    def columns(self) -> Mapping[str, np.ndarray]:
+        """The columns by name, each by slot; not to be changed."""
+        return self._columns
+
     def whole_column(self, name: str) -> np.ndarray:
         """A column by slot, as long as it is; not to be changed."""
         return self._columns[name]
@@ -152,11 +157,15 @@ class Evidence:
         result = np.full(len(slots), np.nan, np.float32)
         if self.passages is None or not self._passages_of or self.passages.dimension != len(query):
             return result
-        rows = [(row, self._passages_of[slot]) for row, slot in enumerate(slots.tolist()) if slot in self._passages_of]
+        known = self._passages_of
+        rows = [row for row, slot in enumerate(slots.tolist()) if slot in known]
         if rows:
-            every = np.concatenate([np.arange(span.start, span.stop) for _, span in rows])
-            starts = np.cumsum([0, *(len(span) for _, span in rows[:-1])])
-            result[[row for row, _ in rows]] = np.maximum.reduceat(self.passages.scores(query, every), starts)
+            spans = [known[slot] for slot in slots[rows].tolist()]
+            firsts = np.array([span.start for span in spans])
+            counts = np.array([len(span) for span in spans])
+            ends = np.cumsum(counts)
+            every = np.repeat(firsts - (ends - counts), counts) + np.arange(int(ends[-1]))
+            result[rows] = np.maximum.reduceat(self.passages.scores(query, every), ends - counts)
         return result
 
     def maintenance(self) -> bool:

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dakera_cluster.native import late as native
-from dakera_cluster.native import order
+from dakera_cluster.native import order, traits
+from dakera_cluster.native import talk as native_talk
 from dakera_cluster.retrieval import talk
 from dakera_cluster.retrieval.candidates import Candidates
 from dakera_cluster.retrieval.context import Neighbourhood, neighbourhood
@@ -25,7 +26,7 @@ from dakera_cluster.retrieval.lexical import WordScores, window_scores
 from dakera_cluster.retrieval.order import NOBODY
 from dakera_cluster.retrieval.query import QueryFeatures
 from dakera_cluster.retrieval.temporal import QueryTime, day_closeness, month_match
-from dakera_cluster.retrieval.traits import Role, length_scores
+from dakera_cluster.retrieval.traits import LENGTH_SCORES, Role
 from dakera_cluster.retrieval.view import RecallView
 
 NEIGHBOUR_SHARE = 0.8
@@ -132,32 +133,36 @@ def features(
     time: QueryTime,
     pool: Candidates,
     own: Matches,
+    found: Candidates,
 ) -> Features:
-    """The features of the pool. ``own`` are the matches of exactly the pool's slots."""
+    """The features of the pool. ``own`` are the matches of exactly the pool's slots; ``found``: all candidates."""
     slots = pool.slots
-    around, stretch = neighbourhood(view.evidence, slots), talk.stretch(view, slots)
+    late_scores = weighted(late, own.best)
     columns: dict[str, NDArray[np.float64]] = {
         "bm25": pool.bm25,
         "coverage": pool.coverage,
         "window": pool.window,
-        "window_turns": window_scores(words, slots, around.slots, around.turns(WINDOW_TURNS)),
-        "window_wide": window_scores(words, slots, around.slots, around.within(WIDE_WORDS)),
-        "late": weighted(late, own.best),
+        "window_rank": _by_rank(pool.window),
+        "late": late_scores,
         "late_first": own.first,
-        "cosine_lead": talk.led_up_to(view, query, slots, pool.cosine, stretch),
-        "cover_talk": talk.covered(late, own.best, slots, stretch),
-        **_vectors(view, query, pool, around),
-        **_context(view, late, slots, own, around),
+        **_vectors(view, query, pool),
         **_speaker(view, query.text, slots),
-        **_time(view, query.text, time, slots),
-        **_form(view, query.text, slots),
+        **_time(view, time, slots),
+        **_form(view, query.text, time, slots),
     }
-    columns["session"] = _sessions(view, slots, columns["late"])
-    columns["window_rank"] = _by_rank(columns["window"])
-    columns["in_session"] = (around.slots[:, 0] >= 0).astype(np.float64)
-    values = np.empty((len(NAMES), len(slots)))
-    for place, name in enumerate(NAMES):
-        values[place] = columns[_SHARE_OF.get(name, name)]
+    if view.evidence.order.is_empty:
+        columns |= _alone(late, words, pool, own, late_scores)
+        talk_length: NDArray[np.float64] | float = 0.0
+    else:
+        stretch = talk.stretch(view, slots)
+        columns |= _in_company(view, query, late, words, pool, own, late_scores, stretch, found)
+        talk_length = talk.length(stretch)
+    # A column that is not there says nothing of anybody.
+    values = np.zeros((len(NAMES), len(slots)))
+    for name, column in columns.items():
+        values[_PLACE[name]] = column
+    for name, other in _SHARE_OF.items():
+        values[_PLACE[name]] = columns.get(other, 0.0)
     order.scale_rows(values, _GRADED)
     # A question in other words than the memories' own must be answered by meaning, one in the same words by the words.
     met = float(pool.coverage.max(initial=0.0))
@@ -165,8 +170,8 @@ def features(
         "cosine_apart": 1 - met,
         "window_met": met,
         "window_wide_met": met,
-        "late_long": talk.length(stretch),
-        "cover_said": columns["speaker"],
+        "late_long": talk_length,
+        "cover_said": columns.get("speaker", 0.0),
     }
     for name, share in shares.items():
         values[_PLACE[name]] *= share
@@ -175,91 +180,108 @@ def features(
 
 def _by_rank(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """1 for the greatest, half of it RANK_SCALE places later; equals share the better place."""
-    ahead = (values[None, :] > values[:, None]).sum(axis=1)
-    return np.asarray(RANK_SCALE / (RANK_SCALE + ahead))
+    return np.asarray(RANK_SCALE / (RANK_SCALE + order.ranks(values)))
 
 
-def _vectors(
-    view: RecallView, query: QueryFeatures, pool: Candidates, around: Neighbourhood
+def _alone(
+    late: LateQuery, words: WordScores, pool: Candidates, own: Matches, late_scores: NDArray[np.float64]
 ) -> dict[str, NDArray[np.float64]]:
-    unknown = np.full(len(pool.slots), np.nan)
-    if query.vector is None or view.vectors is None or view.vectors.dimension != len(query.vector):
-        return {"cosine": unknown, "passage": unknown, "cosine_next": np.zeros(len(pool.slots))}
-    passage = view.evidence.passage_scores(query.vector, pool.slots).astype(np.float64)
-    following = around.next.astype(np.int64)
-    has_next = following >= 0
-    after = np.zeros(len(pool.slots))
-    after[has_next] = np.nan_to_num(view.vectors.scores(query.vector, following[has_next]).astype(np.float64))
+    """What stands around a memory where none has a session: itself."""
+    text = window_scores(
+        words, pool.slots, np.empty((len(pool.slots), 0), np.int32), np.empty((len(pool.slots), 0), bool)
+    )
+    cover = alone(late, own.best)
     return {
-        "cosine": pool.cosine,
-        "passage": np.where(np.isnan(passage), pool.cosine, passage),
-        "cosine_next": after,
+        "window_turns": text,
+        "window_wide": text,
+        "cosine_lead": pool.cosine,
+        **dict.fromkeys(("cover_turn", "cover_next", "cover_near", "cover_talk"), cover),
+        "session": np.maximum(late_scores, 0.0),
     }
 
 
-def _context(
-    view: RecallView, late: LateQuery, slots: NDArray[np.int64], own: Matches, around: Neighbourhood
+def _in_company(
+    view: RecallView,
+    query: QueryFeatures,
+    late: LateQuery,
+    words: WordScores,
+    pool: Candidates,
+    own: Matches,
+    late_scores: NDArray[np.float64],
+    stretch: talk.Stretch,
+    found: Candidates,
 ) -> dict[str, NDArray[np.float64]]:
-    """Late interaction in which what stands around a memory may cover a word of the question."""
+    slots = pool.slots
+    around = neighbourhood(view.evidence, slots)
+    known = found.slots, found.cosine
+    lead, following = talk.cosines(view, query, slots, pool.cosine, stretch, around.next, known)
+    best = np.ascontiguousarray(own.best.T)
+    return {
+        "window_turns": window_scores(words, slots, around.slots, around.turns(WINDOW_TURNS)),
+        "window_wide": window_scores(words, slots, around.slots, around.within(WIDE_WORDS)),
+        "cosine_lead": lead,
+        "cosine_next": following,
+        "cover_talk": talk.covered(late, best, slots, stretch),
+        **_context(view, late, slots, best, around),
+        "session": native_talk.best_alike(np.maximum(late_scores, 0.0), view.evidence.order.codes(slots)),
+        "in_session": (around.slots[:, 0] != NOBODY).astype(np.float64),
+    }
+
+
+def _vectors(view: RecallView, query: QueryFeatures, pool: Candidates) -> dict[str, NDArray[np.float64]]:
+    if query.vector is None or view.vectors is None or view.vectors.dimension != len(query.vector):
+        unknown = np.full(len(pool.slots), np.nan)
+        return {"cosine": unknown, "passage": unknown}
+    passage = view.evidence.passage_scores(query.vector, pool.slots).astype(np.float64)
+    return {"cosine": pool.cosine, "passage": np.where(np.isnan(passage), pool.cosine, passage)}
+
+
+def _context(
+    view: RecallView, late: LateQuery, slots: NDArray[np.int64], best: NDArray[np.float32], around: Neighbourhood
+) -> dict[str, NDArray[np.float64]]:
+    """Late interaction in which what stands around a memory may cover a word of the question. ``best``: float32[n, t]."""
     turn, near_words = around.turns(1), around.within(NEAR_WORDS)
     following = turn.copy()
     following[:, : turn.shape[1] // 2] = False
     windows = {"cover_turn": turn, "cover_next": following, "cover_near": near_words}
-    looked_at = turn | near_words
-    if not looked_at.any():
-        return dict.fromkeys(windows, alone(late, own.best))
     # The matches of the pool's own slots are known.
-    others = np.setdiff1d(around.slots[looked_at], slots).astype(np.int64)
-    best = np.concatenate([own.best, glance(late, view.evidence.tokens, others)], axis=1)
-    every = np.concatenate([slots, others])
-    by_slot = np.argsort(every)
-    places = by_slot[np.searchsorted(every[by_slot], np.where(looked_at, around.slots, slots[:, None]))]
+    places, others = native_talk.places_of(slots, around.slots, turn | near_words)
+    if len(others):
+        best = np.concatenate([best, glance(late, view.evidence.tokens, others).T])
     return {
         name: native.lent_cover(best, places, inside, NEIGHBOUR_SHARE, late.weights) for name, inside in windows.items()
     }
 
 
-def _sessions(view: RecallView, slots: NDArray[np.int64], scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    best = np.maximum(scores, 0.0)
-    codes = view.evidence.order.codes(slots)
-    placed = np.flatnonzero(codes != NOBODY)
-    if len(placed):
-        sessions, member = np.unique(codes[placed], return_inverse=True)
-        tops = np.zeros(len(sessions))
-        np.maximum.at(tops, member, best[placed])
-        best[placed] = tops[member]
-    return best
-
-
 def _speaker(view: RecallView, question: str, slots: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
-    shares = view.evidence.speaker_names().shares(_WORD.findall(question.lower()))
+    names = view.evidence.speaker_names()
+    if names.is_empty:
+        return {}
+    shares = names.shares(_WORD.findall(question.lower()))
     codes = view.evidence.column("speaker", slots)
     full = np.flatnonzero(shares >= 1.0)
     only = (codes == full[0]).astype(np.float64) if len(full) == 1 else np.zeros(len(slots))
     return {"speaker": shares[codes], "speaker_only": only}
 
 
-def _time(view: RecallView, question: str, time: QueryTime, slots: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+def _time(view: RecallView, time: QueryTime, slots: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+    if not time.is_bound:
+        return {}
     when = view.evidence.column("when", slots)
-    nothing = np.zeros(len(slots))
-    how_much = _HOW_MUCH.search(question) is not None
     return {
-        "time_words": view.evidence.column("has_time", slots).astype(np.float64) if time.asks_when else nothing,
-        "number": view.evidence.column("has_number", slots).astype(np.float64) if how_much else nothing,
         "date_day": day_closeness(when, time).astype(np.float64),
         "date_month": month_match(when, time).astype(np.float64),
     }
 
 
-def _form(view: RecallView, question: str, slots: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
-    of_self = _FIRST_PERSON.search(question) is not None
-    about_self = view.evidence.column("about_self", slots).astype(np.float64)
-    by_assistant = (view.evidence.column("role", slots) == Role.ASSISTANT).astype(np.float64)
-    nothing = np.zeros(len(slots))
-    return {
-        "length": length_scores(view.evidence.column("words", slots)),
-        "about_self": about_self,
-        "asks": view.evidence.column("asks", slots).astype(np.float64),
-        "self_asked": about_self if of_self else nothing,
-        "assistant": by_assistant if of_self else nothing,
-    }
+def _form(view: RecallView, question: str, time: QueryTime, slots: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+    rows = traits.rows(
+        view.evidence.columns,
+        slots,
+        LENGTH_SCORES,
+        Role.ASSISTANT,
+        asks_when=time.asks_when,
+        asks_how_much=_HOW_MUCH.search(question) is not None,
+        of_self=_FIRST_PERSON.search(question) is not None,
+    )
+    return dict(zip(traits.ROWS, rows, strict=True))

@@ -7,19 +7,20 @@ are data, so a better fit needs no release of code. Called by the engine and the
 from __future__ import annotations
 
 import math
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from dakera_cluster.native import order as native
 from dakera_cluster.retrieval.features import NAMES
 
 WEIGHTS_FILE = "weights.json"
 
 
-class Model(msgspec.Struct, frozen=True):
+class Model(msgspec.Struct, frozen=True, dict=True):
     """``weights``: feature to weight, absent is 0. A relevance z becomes the score 1 / (1 + exp(-(z - middle) / spread))."""
 
     weights: dict[str, float]
@@ -36,12 +37,11 @@ class Model(msgspec.Struct, frozen=True):
 
     def relevance(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """The weighted sum, float64[n] of float64[n, features], added feature by feature: the same on every replica."""
-        total = np.zeros(len(values))
-        for column, name in enumerate(NAMES):
-            weight = self.weights.get(name, 0.0)
-            if weight:
-                total += weight * values[:, column]
-        return total
+        return native.weighted_rows(np.ascontiguousarray(values.T, np.float64), self._by_column)
+
+    @cached_property
+    def _by_column(self) -> NDArray[np.float64]:
+        return np.array([self.weights.get(name, 0.0) for name in NAMES])
 
     def score(self, relevance: float) -> float:
         """A score in (0, 1) with the order of relevance."""

@@ -38,6 +38,11 @@ class SessionOrder:
         arrays = self.previous.nbytes + self.next.nbytes + self._codes.nbytes
         return int(arrays + 200 * len(self._keys) + 300 * len(self._sessions))
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no memory has a session: then nobody has a neighbour."""
+        return not self._keys
+
     def put(self, slot: int, session: str | None, when: float, row_id: str) -> None:
         """Place ``slot`` in its session; a slot that was elsewhere is moved."""
         key = None if session is None else (session, when, row_id)

@@ -28,6 +28,11 @@ class SpeakerNames:
         for code, words in parts.items():
             self._totals[code] = sum(1 / len(self._bearers[word]) for word in words)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nobody is known by name."""
+        return not self._bearers
+
     def shares(self, words: Iterable[str]) -> NDArray[np.float64]:
         """By code: how much of each speaker's name stands among ``words`` (lower case), 0 to 1. The last cell, of nobody, is 0."""
         shares = np.zeros(len(self._totals) + 1)

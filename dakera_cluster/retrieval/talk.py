@@ -12,12 +12,14 @@ its neighbours (context.py). Sums run in the order of the talk, so they are the 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
-from dakera_cluster.native import late as native
-from dakera_cluster.retrieval.context import Neighbourhood, neighbourhood
-from dakera_cluster.retrieval.late import LateQuery, alone
+from dakera_cluster.native import talk as native
+from dakera_cluster.native.late import lent_cover
+from dakera_cluster.retrieval.late import LateQuery
 from dakera_cluster.retrieval.order import NOBODY
 from dakera_cluster.retrieval.query import QueryFeatures
 from dakera_cluster.retrieval.view import RecallView
@@ -35,69 +37,68 @@ SHORT_TALK_TURNS = 32
 """A talk of that many turns is not long at all; one that goes on beyond REACH on both sides is as long as can be."""
 
 
-def stretch(view: RecallView, slots: NDArray[np.int64]) -> Neighbourhood:
-    """The talk around ``slots``, as far as this module looks: neighbours beyond a pause, or beyond what nobody said, are
-    NOBODY, whatever their words."""
-    around = neighbourhood(view.evidence, slots, REACH)
-    if (around.slots == NOBODY).all():
-        return around
-    sides = around.slots.reshape(len(slots), 2, REACH)
-    when = np.empty((len(slots), 2, 1 + REACH))
-    when[:, :, 0] = view.evidence.column("when", slots)[:, None]
-    # What is read for NOBODY does not matter: with NOBODY the talk is over in any case.
-    when[:, :, 1:] = view.evidence.whole_column("when")[sides]
-    over = np.logical_or.accumulate((np.abs(np.diff(when)) > PAUSE_S) | (sides == NOBODY), axis=2)
-    sides[over] = NOBODY
-    return around
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Of n slots: ``slots``: int32[n, 2 * REACH], the turns before (nearest first), then the ones after, NOBODY beyond the talk;
+    ``words``: int64 like it, words of each and of all nearer ones on its side; ``turns``: int64[n], how many there are."""
+
+    slots: NDArray[np.int32]
+    words: NDArray[np.int64]
+    turns: NDArray[np.int64]
+
+
+def stretch(view: RecallView, slots: NDArray[np.int64]) -> Stretch:
+    """The talk around ``slots``, as far as this module looks: it ends at a pause, and at what nobody said."""
+    order, columns = view.evidence.order, view.evidence.columns
+    return Stretch(
+        *native.stretches(
+            order.previous, order.next, columns["words"], columns["speaker"], columns["when"], slots, REACH, PAUSE_S
+        )
+    )
 
 
 def covered(
-    late: LateQuery, best: NDArray[np.float32], slots: NDArray[np.int64], around: Neighbourhood
+    late: LateQuery, best: NDArray[np.float32], slots: NDArray[np.int64], around: Stretch
 ) -> NDArray[np.float64]:
     """float64[n]: late interaction where every candidate of the same stretch may cover a word of the question. ``best``:
-    float32[t, n], what each word found in each of ``slots``."""
-    greatest = int(around.slots.max(initial=NOBODY))
-    if greatest == NOBODY:
-        return alone(late, best)
-    places = _places(slots, greatest)[around.slots]
-    inside = (places != NOBODY) & around.within(2 * TALK_WORDS)
-    return native.lent_cover(best, np.where(inside, places, 0), inside, 1.0, late.weights)
+    float32[n, t], what each of ``slots`` holds of each word."""
+    inside = around.words <= TALK_WORDS
+    return lent_cover(best, native.places_among(slots, around.slots, inside), inside, 1.0, late.weights)
 
 
-def led_up_to(
-    view: RecallView, query: QueryFeatures, slots: NDArray[np.int64], cosine: NDArray[np.float64], around: Neighbourhood
-) -> NDArray[np.float64]:
-    """float64[n]: the mean cosine of each memory and what leads up to it, each weighing its words; NaN where ``cosine``
-    (float64[n], of the memories themselves) is."""
+def cosines(
+    view: RecallView,
+    query: QueryFeatures,
+    slots: NDArray[np.int64],
+    cosine: NDArray[np.float64],
+    around: Stretch,
+    following: NDArray[np.int32],
+    known: tuple[NDArray[np.int64], NDArray[np.float64]],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """``(lead, next)``, float64[n] each: the mean cosine of each memory and what leads up to it, each weighing its words, NaN
+    where ``cosine`` (float64[n], of the memories themselves) is; and the cosine of the memory in ``following``, 0 for nobody.
+    ``known``: slots and their cosines, as far as they have been worked out (else NaN)."""
     if query.vector is None or view.vectors is None or view.vectors.dimension != len(query.vector):
-        return cosine
-    before = around.slots[:, :LEAD_TURNS].astype(np.int64)
-    inside = (before != NOBODY) & (around.words[:, :LEAD_TURNS] <= LEAD_WORDS)
-    reached = before[inside]
-    if not len(reached):
-        return cosine
-    # Neighbours of neighbouring memories are the same: a mask by slot tells them apart faster than a sort.
-    is_reached = np.zeros(int(reached.max(initial=NOBODY)) + 1, np.bool_)
-    is_reached[reached] = True
-    others = np.flatnonzero(is_reached)
-    near = np.zeros(before.shape)
-    near[inside] = np.nan_to_num(view.vectors.scores(query.vector, others))[_places(others)[reached]]
-    words = np.where(inside, view.evidence.column("words", before), 0)
-    own = np.maximum(view.evidence.column("words", slots), 1)
-    # cumsum adds turn by turn: a sum whose order no library may change.
-    weight = np.cumsum(np.vstack([own, words.T]), axis=0, dtype=np.float64)[-1]
-    total = np.cumsum(np.vstack([own * cosine, (words * near).T]), axis=0)[-1]
-    return np.asarray(total / weight)
+        return cosine, np.zeros(len(slots))
+    # Neighbours of neighbouring memories are the same, and so is what follows: each is compared once.
+    beside = np.concatenate([around.slots[:, :LEAD_TURNS], following[:, None]], axis=1)
+    inside = np.ones(beside.shape, np.bool_)
+    inside[:, :LEAD_TURNS] = around.words[:, :LEAD_TURNS] <= LEAD_WORDS
+    is_known = ~np.isnan(known[1])
+    compared = known[0][is_known]
+    places, others = native.places_of(compared, beside, inside)
+    worked_out = np.nan_to_num(view.vectors.scores(query.vector, others)) if len(others) else np.zeros(0)
+    # NOBODY finds what stands last.
+    near = np.concatenate([known[1][is_known], worked_out, [0.0]])
+    after = near[places[:, LEAD_TURNS]]
+    before = np.ascontiguousarray(places[:, :LEAD_TURNS])
+    if not len(before) or int(before.max()) == NOBODY:
+        return cosine, after
+    own = np.maximum(view.evidence.column("words", slots), 1).astype(np.int64)
+    words = view.evidence.column("words", np.concatenate([compared, others])).astype(np.int64)
+    return native.means_of(cosine, own, near[:-1], words, before), after
 
 
-def length(around: Neighbourhood) -> NDArray[np.float64]:
+def length(around: Stretch) -> NDArray[np.float64]:
     """float64[n]: 0 for memories outside a talk or in a short one, up to 1 for those in the midst of long ones."""
-    turns = 1 + np.count_nonzero(around.slots != NOBODY, axis=1)
-    return np.asarray(np.maximum(turns - SHORT_TALK_TURNS, 0) / (1 + 2 * REACH - SHORT_TALK_TURNS))
-
-
-def _places(slots: NDArray[np.int64], greatest: int = NOBODY) -> NDArray[np.int64]:
-    """By slot, up to ``greatest`` at least: its place in ``slots``, NOBODY for others and for NOBODY itself."""
-    places = np.full(max(int(slots.max(initial=NOBODY)), greatest) + 2, NOBODY, np.int64)
-    places[slots] = np.arange(len(slots))
-    return places
+    return np.asarray(np.maximum(around.turns + 1 - SHORT_TALK_TURNS, 0) / (1 + 2 * REACH - SHORT_TALK_TURNS))

@@ -30,9 +30,10 @@ def settled(
 ) -> NDArray[np.int64]:
     """``order`` (positions by score descending) with every run of equal scores in the order of the row ids."""
     ranked = scores[order]
-    edges = [0, *(np.flatnonzero(ranked[1:] != ranked[:-1]) + 1).tolist(), len(order)]
-    if len(edges) == len(order) + 1:
+    differ = ranked[1:] != ranked[:-1]
+    if differ.all():
         return order
+    edges = [0, *(np.flatnonzero(differ) + 1).tolist(), len(order)]
     order = order.copy()
     for start, stop in pairwise(edges):
         if stop - start > 1:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dakera_cluster.index.arrays import grown
 from dakera_cluster.native import words as native
-from dakera_cluster.native.late import Runs
+from dakera_cluster.native.late import Runs, occurrences
 
 MAX_HOLE_SHARE = 0.5
 MIN_TOKENS_TO_PACK = 4096
@@ -128,11 +128,11 @@ class TokenStore:
             owners = np.repeat(owners, repeats)
             stops = begins + lengths
             begins = np.repeat(begins, repeats)
-            where = np.cumsum(repeats) - repeats
-            for row, cuts in split:
-                begins[where[row] + 1 : where[row] + 1 + len(cuts)] += cuts
+            ends = np.cumsum(repeats) - 1
+            is_cut = np.ones(len(begins), np.bool_)
+            is_cut[ends - repeats + 1] = False
+            begins[is_cut] += [cut for _, cuts in split for cut in cuts]
             lengths = np.append(begins[1:], 0)
-            ends = where + repeats - 1
             lengths[ends] = stops
             lengths -= begins
         return begins, lengths, owners
@@ -142,11 +142,8 @@ class TokenStore:
         wanted = (ids & 0xFFFF).astype(np.uint16)
         if self._frequencies is not None:
             return self._frequencies[wanted].astype(np.int64)
-        if not self._live:
-            return np.zeros(len(ids), np.int64)
         # Holes may hold removed tokens; a count over them would make the order depend on the replica's history.
-        counted = np.bincount(self._live_ids(), minlength=ID_SPACE)
-        return counted[wanted]
+        return occurrences(self._live_ids(), wanted)
 
     def dump(self) -> dict[str, np.ndarray]:
         """The arrays, packed, and what ``load`` needs."""

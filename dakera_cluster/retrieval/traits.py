@@ -42,7 +42,8 @@ january february march april may june july august september october november dec
 _TIME_WORDS = frozenset(_TIMES.split())
 _TIME_PHRASES = re.compile(r"\b(?:few days|this morning)\b")
 TELLING_WORDS = 40
-_LENGTH_SCORES = np.log1p(np.arange(TELLING_WORDS + 1)) / np.log1p(TELLING_WORDS)
+LENGTH_SCORES: NDArray[np.float64] = np.log1p(np.arange(TELLING_WORDS + 1)) / np.log1p(TELLING_WORDS)
+"""By words, the last for all that have more: below 40, longer says more; beyond it, longer is only longer."""
 
 
 class Role(IntEnum):
@@ -134,11 +135,6 @@ def _names_time(pieces: set[str], body: str) -> bool:
 
 def _self_words(text: str) -> int:
     return sum(piece in _SELF for word in _WORD.findall(text) for piece in _APOSTROPHE.split(word))
-
-
-def length_scores(words: NDArray[np.uint16]) -> NDArray[np.float64]:
-    """0 for no words, 1 from 40 on: below that, longer says more; beyond it, longer is only longer."""
-    return np.asarray(_LENGTH_SCORES[np.minimum(words, TELLING_WORDS)])
 
 
 def _named(metadata: Mapping[str, Any] | None) -> str | None:

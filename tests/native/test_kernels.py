@@ -96,8 +96,7 @@ def test_nothing_is_nearest_when_nothing_is_wanted() -> None:
 def late_case(width: int, tokens: int, seed: int = 1) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     signs = rng.integers(0, 256, (60, width // 8), dtype=np.uint8)
-    steps = np.zeros((tokens, -(-width // late.LANES) * late.LANES), np.int16)
-    steps[:, :width] = rng.integers(-late.MAX_STEP, late.MAX_STEP + 1, (tokens, width))
+    steps = rng.integers(-late.MAX_STEP, late.MAX_STEP + 1, (tokens, width)).astype(np.int16)
     return {
         "signs": signs,
         "runs": (np.array([3, 20, 8, 40]), np.array([5, 9, 12, 20]), np.array([2, 2, 0, 1])),
@@ -110,12 +109,12 @@ def late_case(width: int, tokens: int, seed: int = 1) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(("width", "tokens"), [(384, 9), (96, 3), (8, 1), (1024, 2), (768, 64)])
+@pytest.mark.parametrize(("width", "tokens"), [(384, 9), (96, 3), (8, 1), (24, 16), (1024, 2), (40, 17), (768, 64)])
 def test_exact_matches_are_maxsim_in_the_best_run(width: int, tokens: int) -> None:
     case = late_case(width, tokens)
     late.exact(**case)
     plus_minus = 2 * np.unpackbits(case["signs"], axis=1).astype(np.int64) - 1
-    dots = case["steps"][:, :width].astype(np.int64) @ plus_minus.T
+    dots = case["steps"].astype(np.int64) @ plus_minus.T
     runs = []
     for begin, length, owner in zip(*case["runs"], strict=True):
         similar = (dots[:, begin : begin + length].max(axis=1) * case["scales"]).astype(np.float32)
@@ -128,11 +127,26 @@ def test_exact_matches_are_maxsim_in_the_best_run(width: int, tokens: int) -> No
     assert not case["best"][:, 3].any()
 
 
-def test_estimated_matches_count_differing_signs() -> None:
-    case = late_case(96, 4)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_greatest_steps_and_all_signs_alike_do_not_overflow(sign: int) -> None:
+    case = late_case(4096, 10)
+    case["steps"][:] = sign * late.MAX_STEP
+    case["steps"][3] = 0
+    case["sums"] = case["steps"].sum(axis=1, dtype=np.float64)
+    for signs, share in ((255, 1), (0, -1)):
+        case["signs"][:] = signs
+        late.exact(**case)
+        expected = sign * share * 4096 * late.MAX_STEP * case["scales"]
+        expected[3] = 0
+        assert np.array_equal(case["best"][:, 0], expected.astype(np.float32))
+
+
+@pytest.mark.parametrize(("width", "tokens"), [(96, 4), (384, 9), (8, 1), (72, 17), (128, 64), (4096, 8)])
+def test_estimated_matches_count_differing_signs(width: int, tokens: int) -> None:
+    case = late_case(width, tokens)
     rng = np.random.default_rng(2)
-    query = rng.integers(0, 256, (4, 12), dtype=np.uint8)
-    cosines = np.linspace(1, -1, 97).astype(np.float32)
+    query = rng.integers(0, 256, (tokens, width // 8), dtype=np.uint8)
+    cosines = np.linspace(1, -1, width + 1).astype(np.float32)
     late.estimated(case["signs"], case["runs"], query, cosines, case["weights"], case["best"], case["first"])
     differing = np.bitwise_count(query[:, None, :] ^ case["signs"][None, 8:20, :]).sum(axis=2)
     assert np.array_equal(case["best"][:, 0], cosines[differing.min(axis=1)])
@@ -140,12 +154,13 @@ def test_estimated_matches_count_differing_signs() -> None:
 
 def test_neighbours_lend_their_best_and_only_from_inside() -> None:
     rng = np.random.default_rng(9)
-    best, weights = rng.normal(size=(5, 12)).astype(np.float32), rng.random(5)
-    places, inside = rng.integers(0, 12, (7, 6)), rng.random((7, 6)) < 0.4
+    best, weights = rng.normal(size=(12, 5)).astype(np.float32), rng.random(5)
+    places, inside = rng.integers(-1, 12, (7, 6)), rng.random((7, 6)) < 0.4
     cover = late.lent_cover(best, places, inside, 0.8, weights)
     for place in range(7):
-        lent = np.maximum(best[:, places[place][inside[place]]].max(axis=1, initial=0), 0) * 0.8
-        assert cover[place] == pytest.approx(float(weights @ np.maximum(best[:, place], lent)))
+        lenders = places[place][inside[place] & (places[place] >= 0)]
+        lent = np.maximum(best[lenders].max(axis=0, initial=0), 0) * 0.8
+        assert cover[place] == pytest.approx(float(weights @ np.maximum(best[place], lent)))
     with pytest.raises(ValueError, match="do not fit"):
         late.lent_cover(best, places, inside[:, :3].copy(), 0.8, weights)
 
@@ -166,6 +181,35 @@ def test_scaling_touches_wanted_rows_only() -> None:
     assert values.tolist() == [[0, 1, 0.5], [0, 0, 0], [0, 1, 0], [0, 0, 0], [7, 8, 9]]
 
 
+def test_weighted_rows_leave_out_those_of_no_weight() -> None:
+    values = np.array([[1.0, 2.0], [math.nan, math.inf], [3.0, -1.0]])
+    assert order.weighted_rows(values, np.array([2.0, 0.0, 0.5])).tolist() == [3.5, 3.5]
+    assert order.weighted_rows(values[:, :0].copy(), np.zeros(3)).tolist() == []
+    with pytest.raises(ValueError, match="weights"):
+        order.weighted_rows(values, np.zeros(2))
+
+
+def test_ranks_count_what_is_greater() -> None:
+    assert order.ranks(np.array([2.0, 5.0, 2.0, -math.inf, 9.0])).tolist() == [2, 1, 2, 4, 0]
+    assert order.ranks(np.zeros(0)).tolist() == []
+
+
+def test_steps_are_those_of_numpy() -> None:
+    rng = np.random.default_rng(8)
+    vectors = rng.normal(size=(7, 72)).astype(np.float32)
+    vectors[2] = 0
+    vectors[3, 5] = math.nan
+    steps, sums, scales, signs = late.steps(vectors)
+    known = np.nan_to_num(vectors)
+    peaks = np.maximum(np.abs(known).max(axis=1), np.finfo(np.float32).tiny).astype(np.float64)
+    assert np.array_equal(steps, np.rint(known / peaks[:, None] * late.MAX_STEP))
+    assert np.array_equal(sums, steps.sum(axis=1))
+    assert np.array_equal(scales, peaks / (late.MAX_STEP * math.sqrt(72)))
+    assert np.array_equal(signs, np.packbits(known > 0, axis=1))
+    with pytest.raises(ValueError, match="whole bytes"):
+        late.steps(vectors[:, :70].copy())
+
+
 def test_bm25_refuses_postings_beyond_its_arrays() -> None:
     arrays = np.ones(3), np.zeros(3), np.zeros(3), np.zeros(3, np.uint8)
     words.bm25_add(np.array([2], np.int32), np.array([300], np.uint16), 2.0, 1.5, *arrays)
@@ -183,6 +227,14 @@ def test_a_tally_counts_repeats() -> None:
     assert (counts[7], counts[65_535], counts.sum()) == (1, 1, 2)
     with pytest.raises(ValueError, match="65536"):
         words.tally(np.array([7], np.uint16), 1, counts[:100].copy())
+
+
+@pytest.mark.parametrize("count", [0, 1, 65_535, 65_536, 140_000])
+def test_occurrences_are_counted_however_many(count: int) -> None:
+    ids = np.full(count, 7, np.uint16)
+    ids[: count // 3] = 65_535
+    counts = late.occurrences(ids, np.array([7, 65_535, 3, 7], np.uint16))
+    assert counts.tolist() == [count - count // 3, count // 3, 0, count - count // 3]
 
 
 def test_what_c_would_not_notice_is_refused() -> None:
@@ -212,12 +264,24 @@ def test_every_processor_finds_the_same_bits(tmp_path: Path, monkeypatch: pytest
     score, weight = rng.random((40, 30)).astype(np.float32), rng.random(40)
 
     def results() -> list[np.ndarray]:
-        case = late_case(384, 9)
+        rng_of_query = np.random.default_rng(12)
+        case, odd = late_case(384, 9), late_case(40, 19)
         late.exact(**case)
+        late.exact(**odd)
+        signed = late_case(392, 11)
+        asked, cosines = (
+            rng_of_query.integers(0, 256, (11, 49), dtype=np.uint8),
+            np.linspace(1, -1, 393).astype(np.float32),
+        )
+        rest = {name: signed[name] for name in ("signs", "runs", "weights", "best", "first")}
+        late.estimated(query=asked, cosines=cosines, **rest)
         return [
             vectors.gather(planes, np.arange(300), query),
             case["best"],
             case["first"],
+            odd["best"],
+            signed["best"],
+            signed["first"],
             late.weighted(score, weight),
         ]
 

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from dakera_cluster.model.memories import Field
-from dakera_cluster.retrieval.engine import Ranking, rank
+from dakera_cluster.retrieval.engine import Ranking, prepare, rank
 from dakera_cluster.retrieval.evidence import Evidence
 from dakera_cluster.retrieval.features import NAMES
 from dakera_cluster.retrieval.options import Fusion, Options, Rerank, Routing, Settings
+from dakera_cluster.retrieval.order import SessionOrder
 from ops.recall.local_view import LocalView
 from tests.support.recall_rows import question, row
 
@@ -167,6 +168,20 @@ def test_explain_names_every_feature_of_every_ranked_result_and_the_time_of_ever
     assert {"classify", "words", "candidates", "late", "features", "rank"} <= set(found.timings_us)
     shares = sum(value for name, value in found.features[0].items() if name.endswith(".weighted"))
     assert shares == pytest.approx(found.relevance[0], abs=1e-9)
+
+
+@pytest.mark.parametrize("text", QUESTIONS)
+def test_where_nobody_has_a_session_the_short_way_finds_the_same_features(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = {row_id: {**fields, Field.SESSION: None} for row_id, fields in ROWS.items()}
+    view = view_of(alone)
+    assert view.evidence.order.is_empty
+    short = prepare(view, question(text), Options(), SETTINGS).features
+    monkeypatch.setattr(SessionOrder, "is_empty", False)
+    long = prepare(view, question(text), Options(), SETTINGS).features
+    assert short.slots.tolist() == long.slots.tolist()
+    assert short.values.tobytes() == long.values.tobytes()
 
 
 def test_importance_breaks_what_relevance_leaves_open_and_decays() -> None:

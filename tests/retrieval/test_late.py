@@ -94,7 +94,8 @@ def test_memories_without_tokens_match_nothing() -> None:
     store, _ = filled([[3]])
     ready = late_query(asked(), store, 2)
     got = match(ready, store, np.array([0, 9]))
-    assert got.has_tokens.tolist() == [True, False]
+    assert got.seen.tolist() == [True, False]
+    assert got.bare.tolist() == [False, True]
     assert not got.best[:, 1].any()
     empty = QueryFeatures("", None, np.zeros((0, WIDTH), np.float32), np.zeros(0, np.int32), 0.0)
     assert match(late_query(empty, store, 2), store, np.array([0])).best.shape == (0, 1)

@@ -79,7 +79,12 @@ def test_what_leads_up_to_a_memory_counts_by_its_words_and_what_follows_does_not
     cosine = view.vectors.scores(asked.vector, slots).astype(np.float64)
     words = np.array([2, 7, 1, 3, 1])
     expected = np.cumsum(words * cosine) / np.cumsum(words)
-    assert talk.led_up_to(view, asked, slots, cosine, talk.stretch(view, slots)) == pytest.approx(expected, abs=1e-6)
+    following = np.array([1, 2, 3, 4, -1], np.int32)
+    for known in (slots[:0], slots[[3, 1]], slots):
+        given = known, np.where(known == 1, np.nan, cosine[known])
+        lead, after = talk.cosines(view, asked, slots, cosine, talk.stretch(view, slots), following, given)
+        assert lead == pytest.approx(expected, abs=1e-6)
+        assert after.tolist() == [*cosine[1:].tolist(), 0.0]
 
 
 def test_what_lies_further_back_than_the_words_of_a_lead_does_not_count() -> None:
@@ -89,7 +94,10 @@ def test_what_lies_further_back_than_the_words_of_a_lead_does_not_count() -> Non
     assert view.vectors is not None
     cosine = view.vectors.scores(asked.vector, np.arange(3)).astype(np.float64)
     slots = np.array([2])
-    [found] = talk.led_up_to(view, asked, slots, cosine[slots], talk.stretch(view, slots))
+    nobody = np.array([-1], np.int32)
+    [found], _ = talk.cosines(
+        view, asked, slots, cosine[slots], talk.stretch(view, slots), nobody, (slots, cosine[slots])
+    )
     assert found == pytest.approx((cosine[2] + (talk.LEAD_WORDS - 1) * cosine[1]) / talk.LEAD_WORDS, abs=1e-6)
 
 

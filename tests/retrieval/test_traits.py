@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dakera_cluster.retrieval.traits import Role, canonical_text, length_scores, spoken, traits_of
+from dakera_cluster.retrieval.traits import LENGTH_SCORES, Role, canonical_text, spoken, traits_of
 
 
 def test_metadata_names_the_speaker_before_the_content_does() -> None:
@@ -57,6 +57,6 @@ def test_roles_are_told_from_people() -> None:
 
 
 def test_length_counts_up_to_a_paragraph() -> None:
-    nothing, few, enough, many = length_scores(np.array([0, 10, 40, 4000], np.uint16)).tolist()
+    nothing, few, enough, many = LENGTH_SCORES[np.minimum([0, 10, 40, 4000], len(LENGTH_SCORES) - 1)].tolist()
     assert nothing == 0
     assert few < enough == many == 1
