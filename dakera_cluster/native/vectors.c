@@ -17,6 +17,7 @@ typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef float half_floats __attribute__((vector_size(2 * LANES)));
 typedef float quarter_floats __attribute__((vector_size(LANES)));
 typedef int32_t ints __attribute__((vector_size(4 * LANES)));
+typedef int16_t shorts __attribute__((vector_size(2 * LANES)));
 typedef int8_t signed_bytes __attribute__((vector_size(LANES)));
 typedef uint8_t bytes __attribute__((vector_size(LANES)));
 
@@ -27,8 +28,9 @@ INLINED floats product(const int8_t *high, const uint8_t *low, const float *quer
     memcpy(&upper, high, sizeof upper);
     memcpy(&lower, low, sizeof lower);
     memcpy(&factors, query, sizeof factors);
-    ints fixed = __builtin_convertvector(upper, ints) * 256 + __builtin_convertvector(lower, ints);
-    return __builtin_convertvector(fixed, floats) * factors;
+    /* From bytes to words to double words: in one step the compiler would widen them one by one. */
+    shorts fixed = __builtin_convertvector(upper, shorts) * 256 + __builtin_convertvector(lower, shorts);
+    return __builtin_convertvector(__builtin_convertvector(fixed, ints), floats) * factors;
 }
 
 INLINED float across(floats values) {
