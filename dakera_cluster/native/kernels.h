@@ -3,9 +3,13 @@
 
 void dots_gather(const uint64_t *high, const uint64_t *low, long chunk_rows, const int64_t *slots, long count,
                  long width, const float *query, float *dots);
-long nearest(const uint64_t *high, const uint64_t *low, long chunk_rows, const uint8_t *present, const uint8_t *allowed,
-             long count, long width, const float *scales, const float *query, const int16_t *steps, double step,
-             double offset, double slack, long wanted, float *bounds, int64_t *slots, float *scores);
+long nearest(const uint64_t *high, const uint64_t *low, long chunk_rows, long width, const uint8_t *present,
+             const uint8_t *allowed, const float *scales, long count, const float *query, long wanted, int64_t *slots,
+             float *scores);
+long survey(const uint64_t *high, const uint64_t *low, long chunk_rows, long width, const uint8_t *present,
+            const uint8_t *allowed, const float *scales, long count, long known, const float *query, const uint64_t *keys,
+            long wanted, const int64_t *held, long held_count, long wanted_held, const int64_t *others, long other_count,
+            int64_t *slots, double *cosines);
 
 void late_exact(const uint8_t *signs, long width, const int64_t *begins, const int64_t *lengths, const int64_t *owners,
                 long units, const int16_t *steps, long tokens, const double *sums, const double *scales,
