@@ -15,7 +15,10 @@
 typedef struct {
     uint64_t rank;
     int64_t slot;
-    double score;
+    union {
+        double score;
+        int64_t place;
+    };
 } hit;
 
 INLINED uint64_t rank_of(double score) {
@@ -27,7 +30,7 @@ INLINED uint64_t rank_of(double score) {
     return bits >> 63 ? ~bits : bits | (uint64_t)1 << 63;
 }
 
-INLINED hit hit_of(int64_t slot, double score) { return (hit){rank_of(score), slot, score}; }
+INLINED hit hit_of(int64_t slot, double score) { return (hit){.rank = rank_of(score), .slot = slot, .score = score}; }
 
 /* Sort by rank, descending; equal ranks stay in their order. spare is room for as many. */
 static void sort_hits(hit *hits, hit *spare, long count) {

@@ -18,8 +18,6 @@ void late_estimated(const uint8_t *signs, long width, const int64_t *begins, con
                     const int64_t *owners, long units, const uint8_t *query, long tokens, const float *cosines,
                     const double *weights, float *best, double *first, long slots);
 
-void bm25_add(const int32_t *slots, const uint16_t *counts, long count, double weight, double k1, const double *norms,
-              double *bm25, double *coverage, uint8_t *frequencies);
 void tally(const uint16_t *ids, long count, int32_t step, int32_t *counts);
 void neighbours(const int32_t *previous, const int32_t *next, long linked, const uint16_t *words, const int32_t *speakers,
                 long known, const int64_t *slots, long count, long reach, int32_t *found, int64_t *words_to);
@@ -32,3 +30,14 @@ void lent_cover(const float *best, long tokens, const int64_t *places, const uin
 long order_best(const double *scores, const uint64_t *keys, long count, long wanted, int64_t *order);
 void scale_rows(double *values, const uint8_t *wanted, long rows, long count);
 void weighted_sums(const float *values, const double *weights, long tokens, long columns, double *sums);
+
+long terms_found(const int32_t *slots, const uint16_t *counts, const int64_t *ends, long terms, const double *idf, double k1,
+                 double norm, double norm_a_term, const double *lengths, long size, int32_t *places, int64_t *found,
+                 double *bm25, double *coverage, uint8_t *frequencies);
+long windows_around(const int32_t *previous, const int32_t *next, long linked, const uint16_t *words, const int32_t *speakers,
+                    long known, const int64_t *slots, long count, long reach, long budget, int64_t *found);
+void windows_bm25(const int32_t *previous, const int32_t *next, long linked, const uint16_t *words, const int32_t *speakers,
+                  long known, const int64_t *slots, long count, long reach, long budget, const double *lengths,
+                  const uint8_t *frequencies, long size, const double *idf, long terms, double k1, double b, double *scores);
+long best_hits(const int64_t *slots, const double *scores, long count, const uint8_t *allowed, long allowed_count,
+               const uint64_t *keys, long key_count, long wanted, int64_t *places);
