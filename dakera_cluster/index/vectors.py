@@ -15,6 +15,7 @@ worker thread may call it while others search and write. Called by the shard, an
 
 from __future__ import annotations
 
+import math
 import threading
 from enum import Enum
 
@@ -194,7 +195,7 @@ class VectorIndex:
         others: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
         """``(slots int64[m] ascending, scores float64[m])`` of all that a recall looks at, in one pass: the ``wanted`` best of
-        the allowed rows, the ``wanted_held`` best of those of them that are among ``held`` (int64, distinct), and ``others``
+        the allowed rows, the ``wanted_held`` best of those of them that are among ``held`` (int64), and ``others``
         (int64), which may be neither allowed nor hold a vector (NaN). Ties at the end of a list are settled by ``keys`` (uint64
         by slot, for every slot that holds a vector). Raises DimensionMismatchError or InvalidRequestError."""
         vector = self._query(query, self.metric)
@@ -388,8 +389,12 @@ class VectorIndex:
     def _query(self, query: np.ndarray, metric: Metric) -> np.ndarray:
         """The query as float32[d]; of unit length for the cosine, so that tiny and huge queries neither vanish nor burst."""
         vector = np.asarray(query, dtype=np.float64).reshape(-1)
-        self._check(len(vector), vector)
-        length = float(np.linalg.norm(vector)) if metric is Metric.COSINE else 0.0
+        length = math.sqrt(vector.dot(vector))
+        # Every component is within what the whole is.
+        if not length <= MAX_COMPONENT or len(vector) != self.dimension:
+            self._check(len(vector), vector)
+        if metric is not Metric.COSINE:
+            length = 0.0
         return np.ascontiguousarray(vector / length if length > 0 else vector, dtype=np.float32)
 
     def _check(self, components: int, values: np.ndarray) -> None:

@@ -31,7 +31,7 @@ long order_best(const double *scores, const uint64_t *keys, long count, long wan
 void scale_rows(double *values, const uint8_t *wanted, long rows, long count);
 void weighted_sums(const float *values, const double *weights, long tokens, long columns, double *sums);
 
-long terms_found(const int32_t *slots, const uint16_t *counts, const int64_t *ends, long terms, const double *idf, double k1,
+long terms_found(const int32_t *slots, const uint16_t *counts, const int64_t *ends, long terms, long postings, const double *idf, double k1,
                  double norm, double norm_a_term, const double *lengths, long size, int32_t *places, int64_t *found,
                  double *bm25, double *coverage, uint8_t *frequencies);
 long windows_around(const int32_t *previous, const int32_t *next, long linked, const uint16_t *words, const int32_t *speakers,

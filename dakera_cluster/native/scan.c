@@ -276,29 +276,6 @@ long nearest(const uint64_t *high, const uint64_t *low, long chunk_rows, long wi
     return hits ? size : -1;
 }
 
-/* Those of the held slots that may be among its wanted best; returns how many. bounds: of all chosen slots. */
-static long held_reaching(const choice *from, const coarse *query, const float *bounds, const int64_t *held, long count,
-                          long wanted, int32_t *levels, int32_t *slots) {
-    long size = 0, kept = 0;
-    memset(levels, 0, LEVELS * sizeof *levels);
-    for (long at = 0; at < count; at++) {
-        int64_t slot = held[at];
-        if (slot < 0 || slot >= from->count || !is_chosen(from, slot)) continue;
-        slots[size++] = slot;
-        levels[level_of(bounds[slot] - 2 * doubt_of(query, from->scales[slot]))]++;
-    }
-    float floor = floor_of(levels, wanted);
-    for (long at = 0; at < size; at++)
-        if (!(bounds[slots[at]] < floor)) slots[kept++] = slots[at];
-    return kept;
-}
-
-/* How many of a sorted list are kept when the best wanted are, those of equal score by key; -1 without memory. */
-static long cut(hit *hits, long size, long wanted, const uint64_t *keys) {
-    if (size <= wanted) return size;
-    return settle_ties(hits, size, wanted, wanted + 1, keys) ? wanted : -1;
-}
-
 /* A set of slots, and a score of each. */
 typedef struct {
     uint64_t *marks;
@@ -310,6 +287,34 @@ INLINED int is_marked(const found *set, int64_t slot) { return set->marks[slot /
 INLINED void mark(found *set, int64_t slot, float score) {
     set->marks[slot / 64] |= (uint64_t)1 << slot % 64;
     set->scores[slot] = score;
+}
+
+/* Those of the held slots that may be among its wanted best, each once; returns how many. set: empty, scored by the bounds of
+   all chosen slots. */
+static long held_reaching(const choice *from, const coarse *query, const found *set, const int64_t *held, long count,
+                          long wanted, int32_t *levels, int32_t *slots) {
+    const float *bounds = set->scores;
+    long size = 0, kept = 0;
+    memset(levels, 0, LEVELS * sizeof *levels);
+    for (long at = 0; at < count; at++) {
+        int64_t slot = held[at];
+        if (slot < 0 || slot >= from->count || !is_chosen(from, slot) || is_marked(set, slot)) continue;
+        set->marks[slot / 64] |= (uint64_t)1 << slot % 64;
+        slots[size++] = slot;
+        levels[level_of(bounds[slot] - 2 * doubt_of(query, from->scales[slot]))]++;
+    }
+    float floor = floor_of(levels, wanted);
+    for (long at = 0; at < size; at++) {
+        set->marks[slots[at] / 64] = 0;
+        if (!(bounds[slots[at]] < floor)) slots[kept++] = slots[at];
+    }
+    return kept;
+}
+
+/* How many of a sorted list are kept when the best wanted are, those of equal score by key; -1 without memory. */
+static long cut(hit *hits, long size, long wanted, const uint64_t *keys) {
+    if (size <= wanted) return size;
+    return settle_ties(hits, size, wanted, wanted + 1, keys) ? wanted : -1;
 }
 
 /* What is asked for besides the best of the chosen slots: the best of those that are also held, and others. */
@@ -324,7 +329,7 @@ static int surveyed(const planes *rows, const choice *from, long known, const co
     int32_t levels[LEVELS], *held_slots = slots + from->count;
     bound(rows, from, near, set->scores, levels);
     long size = reaching(from, set->scores, floor_of(levels, wanted), slots);
-    long of_held = held_reaching(from, near, set->scores, also->held, also->held_count, wanted_held, levels, held_slots);
+    long of_held = held_reaching(from, near, set, also->held, also->held_count, wanted_held, levels, held_slots);
     hit *hits = malloc((2 * (size + of_held) + also->other_count + 1) * sizeof *hits), *held_hits = hits + 2 * size;
     if (!hits) return 0;
     scored(rows, from, query, slots, size, hits);

@@ -38,8 +38,8 @@ def found(
     ``ends``), a slot once in each. ``coverage`` is the sum of the idf they hold. A memory's frequencies are weighed against
     ``norms[0] + norms[1] * length``; ``lengths``: float64[size]. Raises ValueError for postings beyond them."""
     size, terms = len(lengths), len(ends)
-    last = int(ends[-1]) if terms else 0
-    if not len(slots) == len(counts) == last or len(idf) != terms or (terms and bool((ends[1:] < ends[:-1]).any())):
+    last = len(slots)
+    if len(counts) != last or len(idf) != terms:
         raise ValueError("the postings do not fit together")
     places, frequencies = np.zeros(size, np.int32), np.zeros((terms, size), np.uint8)
     held, bm25, coverage = np.empty(last, np.int64), np.empty(1 + last), np.empty(1 + last)
@@ -48,6 +48,7 @@ def found(
         given(counts, np.uint16),
         given(ends, np.int64),
         terms,
+        last,
         given(idf, np.float64),
         k1,
         *norms,
@@ -60,5 +61,5 @@ def found(
         given(frequencies, np.uint8),
     )
     if count < 0:
-        raise ValueError("postings reach beyond the lengths")
+        raise ValueError("the postings reach beyond the lengths, or their ends beyond them")
     return Found(held[:count], places, bm25[: 1 + count], coverage[: 1 + count], frequencies)

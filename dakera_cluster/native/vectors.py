@@ -90,7 +90,7 @@ def survey(
     others: NDArray[np.int64],
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """``(slots int64[m] ascending, cosines float64[m])`` of the ``wanted`` nearest, as by ``nearest`` but with ties broken by
-    key, of the ``wanted_held`` nearest among ``held`` (distinct slots), and of ``others``, whether allowed or not. Slots
+    key, of the ``wanted_held`` nearest among ``held``, and of ``others``, whether allowed or not. Slots
     without a row have NaN. ``keys``: by slot, like ``scales``. Raises MemoryError."""
     known = min(len(present), len(scales))
     count = min(known, len(keys)) if allowed is None else min(known, len(keys), len(allowed))

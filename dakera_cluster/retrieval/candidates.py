@@ -11,10 +11,12 @@ more gets longer lists. Called by the engine.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dakera_cluster.index.analysis import query_terms
 from dakera_cluster.index.vectors import VectorIndex
 from dakera_cluster.native import hits, windows
 from dakera_cluster.retrieval import ties
@@ -30,6 +32,8 @@ ENTITY_LIST_SIZE = 50
 MAX_NAME_SHARE = 0.1
 MAX_NAME_HOLDERS = 2_000
 """A name that more of the memories, or more memories, hold than this tells nothing, and its own pass would cost a scan."""
+MAX_NAMES_KNOWN = 4_096
+"""Names whose terms are kept: questions name the same few again and again."""
 SPREAD_FROM = 48
 SPREAD_REACH = 4
 WINDOW_REACH = 6
@@ -149,8 +153,13 @@ def _by_passage(
 def _rare_names(view: RecallView, question: str, words: WordScores) -> list[int]:
     """The rows of the terms that are rare names of the question."""
     limit = min(MAX_NAME_SHARE * len(view.text), MAX_NAME_HOLDERS)
-    named = {term for name in proper_nouns(question) for term in view.text.query_terms(name)}
+    named = {term for name in proper_nouns(question) for term in _terms_of(name)}
     return [row for row, term in enumerate(words.terms) if term in named and 0 < words.holders[row] <= limit]
+
+
+@lru_cache(MAX_NAMES_KNOWN)
+def _terms_of(name: str) -> tuple[str, ...]:
+    return tuple(query_terms(name))
 
 
 def _again(

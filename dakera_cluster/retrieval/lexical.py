@@ -30,12 +30,15 @@ WINDOW_K1, WINDOW_B = 1.2, 0.75
 
 @dataclass(frozen=True, slots=True)
 class WordScores:
-    """Of one question over all slots. ``idf``: float64[t]; ``holders``: how many memories hold each term; ``frequencies``:
+    """Of one question over all slots. ``idf``: float64[t]; ``slots``: int32, of the memories that hold each term, one
+    term after another up to its end in ``ends``; ``holders``: how many those are; ``frequencies``:
     uint8[t, size], at most MAX_FREQUENCY; ``lengths``: float64[size]. ``found``: the memories that hold any of the terms; its
     coverage is the share of the terms' idf that a memory holds, 0 to 1."""
 
     terms: tuple[str, ...]
     idf: NDArray[np.float64]
+    slots: NDArray[np.int32]
+    ends: tuple[int, ...]
     holders: tuple[int, ...]
     frequencies: NDArray[np.uint8]
     lengths: NDArray[np.float64]
@@ -43,27 +46,29 @@ class WordScores:
 
     def at(self, slots: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """``(bm25, coverage)`` of ``slots``, float64[n]; 0 where there is no text."""
-        places = self._by_slot(self.found.places, slots)
+        places = _by_slot(self.found.places, slots)
         return self.found.bm25[places], self.found.coverage[places]
 
     def share(self, rows: list[int], slots: NDArray[np.int64]) -> NDArray[np.float64]:
         """float64[n]: the share of the terms in ``rows`` that each of ``slots`` holds."""
-        count = np.zeros(len(slots))
-        for row in rows:
-            count += self._by_slot(self.frequencies[row], slots) > 0
-        return count / len(rows)
+        return np.count_nonzero(_by_slot(self.frequencies, slots)[rows], axis=0) / len(rows)
 
     def holding(self, rows: list[int]) -> NDArray[np.int64]:
-        """The slots, ascending, of the memories that hold a term in ``rows``."""
+        """The slots of the memories that hold a term in ``rows``; one that holds several comes as often."""
         if not rows:
             return np.zeros(0, np.int64)
-        return np.flatnonzero(np.logical_or.reduce([self.frequencies[row] > 0 for row in rows]))
+        return np.concatenate([self.slots[self.ends[row] - self.holders[row] : self.ends[row]] for row in rows], dtype=np.int64)
 
-    def _by_slot(self, values: np.ndarray, slots: NDArray[np.int64]) -> np.ndarray:
-        if not len(slots) or slots.max() < len(values):
-            return values[slots]
-        inside = slots < len(values)
-        return np.where(inside, values[np.where(inside, slots, 0)], 0) if len(values) else np.zeros(len(slots), np.int64)
+
+def _by_slot(values: np.ndarray, slots: NDArray[np.int64]) -> np.ndarray:
+    """``values`` (by slot in their last axis) at ``slots``; 0 past their end."""
+    size = values.shape[-1]
+    if not len(slots) or slots.max() < size:
+        return values.take(slots, axis=-1)
+    result = np.zeros((*values.shape[:-1], len(slots)), values.dtype)
+    inside = slots < size
+    result[..., inside] = values.take(slots[inside], axis=-1)
+    return result
 
 
 def normalisation(average_terms: float) -> tuple[float, float]:
@@ -78,8 +83,8 @@ def word_scores(text: FullTextIndex, question: str) -> WordScores:
     """BM25 and coverage of every memory."""
     terms = tuple(dict.fromkeys(text.query_terms(question)))
     slots, counts, ends = text.postings(terms)
-    first = [0, *ends.tolist()]
-    holders = tuple(stop - start for start, stop in pairwise(first))
+    stops = tuple(ends.tolist())
+    holders = tuple(stop - start for start, stop in pairwise((0, *stops)))
     idf = np.array([text.idf(count) for count in holders])
     k1, b = normalisation(text.average_length)
     norms = k1 * (1 - b), k1 * b / (text.average_length or 1.0)
@@ -88,7 +93,7 @@ def word_scores(text: FullTextIndex, question: str) -> WordScores:
     total = float(idf.sum())
     if total > 0:
         found.coverage[:] /= total
-    return WordScores(terms, idf, holders, found.frequencies, lengths, found)
+    return WordScores(terms, idf, slots, stops, holders, found.frequencies, lengths, found)
 
 
 def window_scores(
