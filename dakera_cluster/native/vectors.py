@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from dakera_cluster.native.library import NULL, given, kernels
 
+
 @dataclass(frozen=True, slots=True)
 class Planes:
     """Where the rows lie: addresses (uint64 by chunk, 0 for none) of the high (int8[rows, d]) and of the low bytes

@@ -39,6 +39,8 @@ INLINED long window_of(const talk *in, int64_t slot, long reach, int64_t budget,
     return before + side_of(in, in->next, slot, reach, budget, found + before);
 }
 
+INLINED int has_text(int64_t slot, long size) { return slot >= 0 && slot < size; }
+
 /* Those in the windows around slots, one window after another; returns how many. found: room for 2 * reach a slot. */
 long windows_around(const int32_t *previous, const int32_t *next, long linked, const uint16_t *words, const int32_t *speakers,
                     long known, const int64_t *slots, long count, long reach, long budget, int64_t *found) {
@@ -61,7 +63,7 @@ void windows_bm25(const int32_t *previous, const int32_t *next, long linked, con
     for (long place = 0; place < count; place++) {
         int32_t own[2 * MAX_REACH];
         long held = window_of(&in, slots[place], reach, budget, own);
-        double length = slots[place] < size ? lengths[slots[place]] : 0;
+        double length = has_text(slots[place], size) ? lengths[slots[place]] : 0;
         for (long at = 0; at < held; at++)
             if (own[at] < size) length += lengths[own[at]];
         scores[place] = length;
@@ -75,7 +77,7 @@ void windows_bm25(const int32_t *previous, const int32_t *next, long linked, con
         double norm = k1 * (1 - b + b * scores[place] / mean), score = 0;
         for (long term = 0; term < terms; term++) {
             const uint8_t *counts = frequencies + term * size;
-            long often = slots[place] < size ? counts[slots[place]] : 0;
+            long often = has_text(slots[place], size) ? counts[slots[place]] : 0;
             for (long at = 0; at < held; at++)
                 if (own[at] < size) often += counts[own[at]];
             if (often) score += idf[term] * (k1 + 1) * often / (often + norm);

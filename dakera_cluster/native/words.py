@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from dakera_cluster.native.library import given, kernels
 
+
 def tally(ids: NDArray[np.uint16], step: int, counts: NDArray[np.int32]) -> None:
     """Add ``step`` to ``counts`` (int32[65536]) at each of ``ids``, repeats included."""
     if len(counts) != 1 << 16:

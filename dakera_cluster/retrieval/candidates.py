@@ -111,7 +111,9 @@ def candidates(
         WINDOW_B,
     )
     bm25, coverage = words.at(slots)
-    fused = _fused(view, words, Candidates(slots, cosine, cosine, bm25, coverage, window), rare, options, settings, routing)
+    fused = _fused(
+        view, words, Candidates(slots, cosine, cosine, bm25, coverage, window), rare, options, settings, routing
+    )
     if time is not None and time.is_bound and settings.temporal_inference:
         when = view.evidence.column("when", slots)
         near = np.maximum(day_closeness(when, time), month_match(when, time))
@@ -142,9 +144,7 @@ def _only(slots: NDArray[np.int64], allowed: Mask | None) -> NDArray[np.int64]:
     return slots[allowed[slots]]
 
 
-def _by_passage(
-    view: RecallView, vector: NDArray[np.float32], size: int, allowed: Mask | None
-) -> NDArray[np.int64]:
+def _by_passage(view: RecallView, vector: NDArray[np.float32], size: int, allowed: Mask | None) -> NDArray[np.int64]:
     """The long memories whose passages are nearest."""
     long, scores = view.evidence.passage_hits(vector, size, allowed)
     return long[ties.best(scores, view.evidence.keys(long), size)] if len(long) else long

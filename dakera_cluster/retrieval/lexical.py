@@ -51,13 +51,15 @@ class WordScores:
 
     def share(self, rows: list[int], slots: NDArray[np.int64]) -> NDArray[np.float64]:
         """float64[n]: the share of the terms in ``rows`` that each of ``slots`` holds."""
-        return np.count_nonzero(_by_slot(self.frequencies, slots)[rows], axis=0) / len(rows)
+        return np.asarray(np.count_nonzero(_by_slot(self.frequencies, slots)[rows], axis=0) / len(rows))
 
     def holding(self, rows: list[int]) -> NDArray[np.int64]:
         """The slots of the memories that hold a term in ``rows``; one that holds several comes as often."""
         if not rows:
             return np.zeros(0, np.int64)
-        return np.concatenate([self.slots[self.ends[row] - self.holders[row] : self.ends[row]] for row in rows], dtype=np.int64)
+        return np.concatenate(
+            [self.slots[self.ends[row] - self.holders[row] : self.ends[row]] for row in rows], dtype=np.int64
+        )
 
 
 def _by_slot(values: np.ndarray, slots: NDArray[np.int64]) -> np.ndarray:

@@ -148,11 +148,11 @@ class Replica:
 
     def read_with_usage(self, namespace: str, ids: Sequence[str]) -> tuple[list[bytes | None], list[bytes | None]]:
         """Bodies and usages of documents in the order of ``ids``, in one read: each lets the other threads go first."""
-        document, usage = (
-            keys.kind_prefix(self.shard, namespace, kind) for kind in (Kind.DOCUMENT, Kind.USAGE)
-        )
+        document, usage = (keys.kind_prefix(self.shard, namespace, kind) for kind in (Kind.DOCUMENT, Kind.USAGE))
         names = [row_id.encode() for row_id in ids]
-        found = self._store.multi_get(keys.ROWS, [*(document + name for name in names), *(usage + name for name in names)])
+        found = self._store.multi_get(
+            keys.ROWS, [*(document + name for name in names), *(usage + name for name in names)]
+        )
         return found[: len(names)], found[len(names) :]
 
     def rows(self, namespace: str, kind: int) -> Iterator[tuple[str, bytes]]:
