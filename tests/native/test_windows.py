@@ -35,13 +35,15 @@ def test_a_window_scores_as_one_text(seed: int) -> None:
     rng = np.random.default_rng(seed)
     talk, slots = talk_of(seed), rng.permutation(SIZE + 3)[:60].astype(np.int64)
     frequencies = rng.integers(0, 3, (5, SIZE - 2)).astype(np.uint8)
-    slots[7] = -1
     lengths, idf = rng.integers(0, 30, SIZE - 2).astype(np.float64), rng.random(5)
     scores = windows.bm25(talk, slots, 6, 30, lengths, frequencies, idf, 1.2, 0.75)
     found, words_to = reference(talk, slots, 6)
     expected = words.window_bm25(slots, found, words_to <= 30, lengths, frequencies, idf, 1.2, 0.75)
     assert scores.tolist() == expected.tolist()
     assert scores.any()
+    # A slot that is none has neither text nor neighbours.
+    nobody = np.array([-1, SIZE + 9])
+    assert windows.bm25(talk, nobody, 6, 30, lengths, frequencies, idf, 1.2, 0.75).tolist() == [0.0, 0.0]
 
 
 def test_no_window_is_scored_without_slots_or_terms() -> None:
