@@ -15,7 +15,7 @@
 #define GROUP 4
 #define PAD 64
 /* How far ahead of a row the next ones are asked for: without it, rows that lie beyond the second cache come late. */
-#define BYTES_AHEAD 4096
+#define BYTES_AHEAD 12288
 /* Steps of the cosine from -1 to 1 in which rows are counted: a tenth of what a bound leaves open. */
 #define LEVELS 2048
 /* More than the rounding of a bound and of its level. */
