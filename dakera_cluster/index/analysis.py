@@ -23,6 +23,7 @@ import threading
 import unicodedata
 from functools import cache
 from itertools import islice
+from typing import TypeVar
 
 from whoosh.lang.snowball.english import EnglishStemmer
 from whoosh.lang.stopwords import stoplists
@@ -54,8 +55,12 @@ _UNSPACED = re.compile(
     "\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]+"
 )
 
+T = TypeVar("T")
+
 _stemmer = EnglishStemmer()
 _learned: dict[str, str | tuple[str, ...]] = {}
+_asked: dict[str, tuple[str, ...]] = {}
+"""What a question's tokens ask for: nothing for a word it is asked with."""
 _learning = threading.Lock()
 
 
@@ -80,8 +85,17 @@ def terms(text: str) -> list[str]:
 
 def query_terms(text: str) -> list[str]:
     """The terms of a question: without QUERY_STOP_WORDS, unless nothing else is left of it."""
-    asked = [token for token, _, _ in spans(text) if folded(token) not in QUERY_STOP_WORDS]
-    return [term for token in asked for term in token_terms(token)] or terms(text)
+    pattern = _ASCII_ANY_CASE if text.isascii() else _unicode_pattern()
+    known = _asked.get
+    result: list[str] = []
+    for token in pattern.findall(text.replace("_", " ")):
+        key = token.lower() if token.isascii() else token
+        found = known(key)
+        if found is None:
+            found = token_terms(key) if folded(key) not in QUERY_STOP_WORDS else ()
+            _remember(_asked, key, found)
+        result.extend(found)
+    return result or terms(text)
 
 
 def spans(text: str) -> list[tuple[str, int, int]]:
@@ -129,12 +143,16 @@ def stem(word: str) -> str:
 
 def _learn(token: str) -> str | tuple[str, ...]:
     term = _normalised(token)
-    with _learning:
-        if len(_learned) >= CACHE_TOKENS:
-            for old in list(islice(_learned, CACHE_TOKENS // 4)):
-                del _learned[old]
-        _learned[token] = term
+    _remember(_learned, token, term)
     return term
+
+
+def _remember(known: dict[str, T], token: str, value: T) -> None:
+    with _learning:
+        if len(known) >= CACHE_TOKENS:
+            for old in list(islice(known, CACHE_TOKENS // 4)):
+                del known[old]
+        known[token] = value
 
 
 def _normalised(token: str) -> str | tuple[str, ...]:

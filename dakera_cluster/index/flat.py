@@ -154,6 +154,21 @@ class VectorRows:
         slots = self._preselect(query, k, metric, allowed)
         return best(self.scores(query, slots, metric), slots, k)
 
+    def survey(
+        self,
+        query: np.ndarray,
+        keys: np.ndarray,
+        wanted: int,
+        allowed: np.ndarray | None,
+        held: np.ndarray,
+        wanted_held: int,
+        others: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """See ``VectorIndex.survey``; for the cosine of rows in fixed point."""
+        return native.survey(
+            self._planes, self.present, allowed, self._scales, query, keys, wanted, held, wanted_held, others
+        )
+
     def _preselect(self, query: np.ndarray, k: int, metric: Metric, allowed: np.ndarray | None) -> np.ndarray:
         """A superset of the ``k`` best present and allowed slots, everything within rounding of the k-th: for all that the
         kernel does not search."""

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 
 import msgspec
 import numpy as np
@@ -117,10 +118,22 @@ class FullTextIndex:
         """The terms a question asks for, in order."""
         return query_terms(text)
 
-    def postings(self, terms: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Live ``(slots int32[n], frequencies uint16[n])`` of each of some distinct analysed terms, in no particular order."""
-        found = self._postings.lookup(hashes_of(list(terms))) if terms else []
-        return [(slots.astype(np.int32), frequencies.astype(np.uint16)) for slots, frequencies in found]
+    @property
+    def wide_lengths(self) -> np.ndarray:
+        """``doc_lengths`` as float64; not to be changed."""
+        return self._postings.wide_lengths
+
+    def postings(self, terms: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """``(slots int32[n], frequencies uint16[n], ends int64[t])``: the live postings of some distinct analysed terms, one
+        term after another, each in no particular order and up to its end."""
+        if not terms:
+            return np.zeros(0, np.int32), np.zeros(0, np.uint16), np.zeros(0, np.int64)
+        found = self._postings.lookup(hashes_of(terms))
+        return (
+            np.concatenate([slots for slots, _ in found], dtype=np.int32, casting="unsafe"),
+            np.concatenate([frequencies for _, frequencies in found], dtype=np.uint16, casting="unsafe"),
+            np.array(list(accumulate(len(slots) for slots, _ in found)), np.int64),
+        )
 
     def idf(self, document_frequency: int) -> float:
         """The weight of a term found in that many of the live documents."""

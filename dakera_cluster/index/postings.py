@@ -68,6 +68,7 @@ class Postings:
         "_tail_names",
         "_tail_size",
         "_tail_slots",
+        "_wide_lengths",
         "documents",
         "lengths",
         "total_length",
@@ -77,6 +78,7 @@ class Postings:
         self.documents = 0
         self.total_length = 0
         self.lengths = np.zeros(0, dtype=np.int32)
+        self._wide_lengths: np.ndarray | None = None
         self._home = np.zeros(0, dtype=np.uint8)
         self._segments: dict[int, Segment] = {}
         self._live: dict[int, int] = {}
@@ -95,7 +97,8 @@ class Postings:
         """Bytes held."""
         tail = self._tail_keys.nbytes + self._tail_slots.nbytes + self._tail_frequencies.nbytes + len(self._tail_names)
         sealed_bytes = sum(segment.nbytes for segment in self._segments.values())
-        return sealed_bytes + tail + self.lengths.nbytes + self._home.nbytes
+        wide = 0 if self._wide_lengths is None else self._wide_lengths.nbytes
+        return sealed_bytes + tail + self.lengths.nbytes + wide + self._home.nbytes
 
     @property
     def segments(self) -> int:
@@ -104,6 +107,13 @@ class Postings:
 
     def __contains__(self, slot: int) -> bool:
         return 0 <= slot < len(self._home) and bool(self._home[slot] != ABSENT)
+
+    @property
+    def wide_lengths(self) -> np.ndarray:
+        """``lengths`` as float64, kept until they change: every recall reads them, few follow a write."""
+        if self._wide_lengths is None:
+            self._wide_lengths = self.lengths.astype(np.float64)
+        return self._wide_lengths
 
     def present(self) -> np.ndarray:
         """bool by slot: the slots that hold a document."""
@@ -141,6 +151,7 @@ class Postings:
         self._tail_size = last
         self._home[slots] = TAIL
         self.lengths[slots] = lengths
+        self._wide_lengths = None
         self.documents += len(slots)
         self.total_length += sum(lengths)
         if last >= MIN_TAIL_POSTINGS and last >= self._tail_limit():
@@ -161,6 +172,7 @@ class Postings:
         self.documents -= 1
         self.total_length -= int(self.lengths[slot])
         self.lengths[slot] = 0
+        self._wide_lengths = None
         return True
 
     def _tail_limit(self) -> int:

@@ -97,10 +97,9 @@ class Segment:
     def find(self, keys: np.ndarray) -> list[tuple[int, int, int]]:
         """``(position in keys, first posting, last posting + 1)`` for every one of ``keys`` this segment holds."""
         at = np.searchsorted(self.keys, keys)
-        at[at == len(self.keys)] = 0
-        hits = np.flatnonzero(self.keys[at] == keys)
-        rows = at[hits]
-        return list(zip(hits.tolist(), self.starts[rows].tolist(), self.starts[rows + 1].tolist(), strict=True))
+        is_held = (self.keys.take(at, mode="clip") == keys).tolist()
+        firsts, lasts = self.starts.take(at).tolist(), self.starts.take(at + 1, mode="clip").tolist()
+        return [(position, firsts[position], lasts[position]) for position, held in enumerate(is_held) if held]
 
     def with_prefix(self, prefix: bytes) -> list[bytes]:
         """The terms that begin with ``prefix`` (UTF-8)."""

@@ -15,6 +15,7 @@ worker thread may call it while others search and write. Called by the shard, an
 
 from __future__ import annotations
 
+import math
 import threading
 from enum import Enum
 
@@ -28,6 +29,7 @@ from dakera_cluster.index.flat import CHUNK_ROWS, Metric, VectorRows
 from dakera_cluster.index.hnsw import Hnsw
 from dakera_cluster.index.ivf import SAMPLE_PER_LIST, Ivf
 from dakera_cluster.model.errors import CorruptionError, DimensionMismatchError, EmptyVectorError, InvalidRequestError
+from dakera_cluster.native import hits
 
 FLAT_THRESHOLD_ROWS = 50_000
 """Rows up to which the exact scan answers: 0.7 ms at 384 dimensions, what a graph takes for as many candidates as recall needs."""
@@ -44,6 +46,8 @@ MAX_DEAD_SHARE = 0.30
 TRAINING_ROWS = 10_000
 STEP_ROWS = 64
 """Rows one ``maintenance`` call adds: about 20 ms of one core at 384 dimensions."""
+TIE_ROOM = 64
+"""Further results fetched so that equal scores at the end of a list can be told apart."""
 MAX_COMPONENT = 1e15
 """Largest magnitude of a component: squares and their sums stay within float32."""
 DUMP_KIND = "vectors"
@@ -179,6 +183,45 @@ class VectorIndex:
             if slots is None:
                 return self._rows.nearest(vector, k, metric, allowed)
             return best(self._rows.scores(vector, slots, metric), slots, k)
+
+    def survey(
+        self,
+        query: np.ndarray,
+        keys: np.ndarray,
+        wanted: int,
+        allowed: np.ndarray | None,
+        held: np.ndarray,
+        wanted_held: int,
+        others: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """``(slots int64[m] ascending, scores float64[m])`` of all that a recall looks at, in one pass: the ``wanted`` best of
+        the allowed rows, the ``wanted_held`` best of those of them that are among ``held`` (int64), and ``others``
+        (int64), which may be neither allowed nor hold a vector (NaN). Ties at the end of a list are settled by ``keys`` (uint64
+        by slot, for every slot that holds a vector). Raises DimensionMismatchError or InvalidRequestError."""
+        vector = self._query(query, self.metric)
+        with self._lock:
+            if self._ann is None and self.metric is Metric.COSINE:
+                return self._rows.survey(vector, keys, wanted, allowed, held, wanted_held, others)
+            among = np.zeros(len(self._rows.present), np.bool_)
+            among[held[held < len(among)]] = True
+            if allowed is not None:
+                among[: len(allowed)] &= allowed[: len(among)]
+                among[len(allowed) :] = False
+            near = self._settled(query, wanted, keys, allowed)
+            named = self._settled(query, wanted_held, keys, among)
+            slots = np.unique(np.concatenate([near, named, others]))
+            return slots, self.scores(query, slots).astype(np.float64)
+
+    def _settled(self, query: np.ndarray, k: int, keys: np.ndarray, allowed: np.ndarray | None) -> np.ndarray:
+        """The slots of the ``k`` best, ties by key. A search breaks them by slot, so all that tie with the last one are
+        fetched."""
+        fetch = k + TIE_ROOM
+        while True:
+            slots, scores = self.search(query, fetch, allowed)
+            if len(scores) < fetch or scores[-1] < scores[k - 1]:
+                break
+            fetch *= 4
+        return np.asarray(slots[hits.best(slots, scores.astype(np.float64), keys, k)])
 
     def scores(self, query: np.ndarray, slots: np.ndarray, metric: Metric | None = None) -> np.ndarray:
         """Scores (float32[n]) of ``slots`` against ``query``; NaN where a slot holds no vector."""
@@ -346,8 +389,12 @@ class VectorIndex:
     def _query(self, query: np.ndarray, metric: Metric) -> np.ndarray:
         """The query as float32[d]; of unit length for the cosine, so that tiny and huge queries neither vanish nor burst."""
         vector = np.asarray(query, dtype=np.float64).reshape(-1)
-        self._check(len(vector), vector)
-        length = float(np.linalg.norm(vector)) if metric is Metric.COSINE else 0.0
+        length = math.sqrt(vector.dot(vector))
+        # Every component is within what the whole is.
+        if not length <= MAX_COMPONENT or len(vector) != self.dimension:
+            self._check(len(vector), vector)
+        if metric is not Metric.COSINE:
+            length = 0.0
         return np.ascontiguousarray(vector / length if length > 0 else vector, dtype=np.float32)
 
     def _check(self, components: int, values: np.ndarray) -> None:

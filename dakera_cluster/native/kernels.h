@@ -3,9 +3,13 @@
 
 void dots_gather(const uint64_t *high, const uint64_t *low, long chunk_rows, const int64_t *slots, long count,
                  long width, const float *query, float *dots);
-long nearest(const uint64_t *high, const uint64_t *low, long chunk_rows, const uint8_t *present, const uint8_t *allowed,
-             long count, long width, const float *scales, const float *query, const int16_t *steps, double step,
-             double offset, double slack, long wanted, float *bounds, int64_t *slots, float *scores);
+long nearest(const uint64_t *high, const uint64_t *low, long chunk_rows, long width, const uint8_t *present,
+             const uint8_t *allowed, const float *scales, long count, const float *query, long wanted, int64_t *slots,
+             float *scores);
+long survey(const uint64_t *high, const uint64_t *low, long chunk_rows, long width, const uint8_t *present,
+            const uint8_t *allowed, const float *scales, long count, long known, const float *query, const uint64_t *keys,
+            long wanted, const int64_t *held, long held_count, long wanted_held, const int64_t *others, long other_count,
+            int64_t *slots, double *cosines);
 
 void late_steps(const float *vectors, long tokens, long width, double largest, double unit, int16_t *steps, double *sums,
                 double *scales, uint8_t *signs);
@@ -17,8 +21,6 @@ long late_estimated(const uint8_t *signs, long rows, long width, const int64_t *
                     const double *weights, float *best, double *first, long slots);
 void occurrences(const uint16_t *ids, long count, const uint16_t *wanted, long wanted_count, int64_t *counts);
 
-void bm25_add(const int32_t *slots, const uint16_t *counts, long count, double weight, double k1, const double *norms,
-              double *bm25, double *coverage, uint8_t *frequencies);
 void tally(const uint16_t *ids, long count, int32_t step, int32_t *counts);
 void neighbours(const int32_t *previous, const int32_t *next, long linked, const uint16_t *words, const int32_t *speakers,
                 long known, const int64_t *slots, long count, long reach, int32_t *found, int64_t *words_to);
@@ -31,6 +33,17 @@ void lent_cover(const float *best, long columns, long tokens, const int64_t *pla
 long order_best(const double *scores, const uint64_t *keys, long count, long wanted, int64_t *order);
 void scale_rows(double *values, const uint8_t *wanted, long rows, long count);
 void weighted_sums(const float *values, const double *weights, long tokens, long columns, double *sums);
+
+long terms_found(const int32_t *slots, const uint16_t *counts, const int64_t *ends, long terms, long postings, const double *idf, double k1,
+                 double norm, double norm_a_term, const double *lengths, long size, int32_t *places, int64_t *found,
+                 double *bm25, double *coverage, uint8_t *frequencies);
+long windows_around(const int32_t *previous, const int32_t *next, long linked, const uint16_t *words, const int32_t *speakers,
+                    long known, const int64_t *slots, long count, long reach, long budget, int64_t *found);
+void windows_bm25(const int32_t *previous, const int32_t *next, long linked, const uint16_t *words, const int32_t *speakers,
+                  long known, const int64_t *slots, long count, long reach, long budget, const double *lengths,
+                  const uint8_t *frequencies, long size, const double *idf, long terms, double k1, double b, double *scores);
+long best_hits(const int64_t *slots, const double *scores, long count, const uint8_t *allowed, long allowed_count,
+               const uint64_t *keys, long key_count, long wanted, int64_t *places);
 void weighted_rows(const double *values, const double *weights, long rows, long count, double *sums);
 void ranks(const double *values, long count, int64_t *ahead);
 long trait_rows(const int64_t *slots, long count, long size, const uint16_t *words, const float *about_self,

@@ -1,6 +1,7 @@
 /* One source for every processor: vectors are GCC's own, of one width everywhere, and the loader picks the copy of a
    function that fits the machine. Products and sums are never fused (-ffp-contract=off), so a score is the same bit for bit
-   whichever copy ran. */
+   whichever copy ran. Where FOR_THIS_PROCESSOR is defined, instructions that are asked for at run time may stand in for a
+   loop of integers: those have one result. */
 
 #pragma once
 #include <stdint.h>
@@ -9,6 +10,7 @@
 #include "kernels.h"
 
 #if !defined(ONE_COPY) && defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#define FOR_THIS_PROCESSOR
 #if __GNUC__ >= 12
 #define FOR_EVERY_PROCESSOR __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "arch=x86-64-v2", "default")))
 #else

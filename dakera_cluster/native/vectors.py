@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dakera_cluster.native.library import NULL, given, kernels
-
-MAX_STEP = 32_767
-_SUM_LIMIT = (2**31 - 1) / 128
-"""What the steps of a query may add up to: times a high byte, the sum fits 32 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,42 +60,77 @@ def nearest(
     cosine is ``gather``'s product times the row's scale.
 
     ``present``, ``allowed`` and ``scales`` are by slot; what lies past the end of one of them is not chosen, and every present
-    slot lies in a chunk.
+    slot lies in a chunk. Raises MemoryError.
     """
     count = min(len(present), len(scales)) if allowed is None else min(len(present), len(scales), len(allowed))
     size = max(0, min(wanted, count))
     slots, scores = np.empty(size, np.int64), np.empty(size, np.float32)
-    steps, step, offset, slack = _coarse(query)
     found = kernels.nearest(
-        given(planes.high, np.uint64),
-        given(planes.low, np.uint64),
-        planes.chunk_rows,
-        given(present, np.bool_),
-        NULL if allowed is None else given(allowed, np.bool_),
+        *_rows(planes, present, allowed, scales, query),
         count,
-        len(query),
-        given(scales, np.float32),
         given(query, np.float32),
-        given(steps, np.int16),
-        step,
-        offset,
-        slack,
         size,
-        given(np.empty(count, np.float32), np.float32),
         given(slots, np.int64),
         given(scores, np.float32),
     )
+    if found < 0:
+        raise MemoryError(f"no memory to scan {count} rows")
     return slots[:found], scores[:found]
 
 
-def _coarse(query: NDArray[np.float32]) -> tuple[NDArray[np.int16], float, float, float]:
-    """``(steps int16[d], step, offset, slack)``: sum(high * steps) * step + offset differs from the product with a row by at
-    most ``slack``. The low bytes count as 128 there; they and the query's rounding are what is neglected."""
-    wide = query.astype(np.float64)
-    sizes = np.abs(wide)
-    total, peak = float(sizes.sum()), float(sizes.max(initial=0.0))
-    if peak == 0.0:
-        return np.zeros(len(query), np.int16), 0.0, 0.0, 1.0
-    per_unit = min(MAX_STEP / peak, (_SUM_LIMIT - len(query)) / total)
-    rounding = 0.5 * len(query) * 2**15 / per_unit
-    return np.rint(wide * per_unit).astype(np.int16), 256 / per_unit, 128 * float(wide.sum()), 128 * total + rounding
+def survey(
+    planes: Planes,
+    present: NDArray[np.bool_],
+    allowed: NDArray[np.bool_] | None,
+    scales: NDArray[np.float32],
+    query: NDArray[np.float32],
+    keys: NDArray[np.uint64],
+    wanted: int,
+    held: NDArray[np.int64],
+    wanted_held: int,
+    others: NDArray[np.int64],
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """``(slots int64[m] ascending, cosines float64[m])`` of the ``wanted`` nearest, as by ``nearest`` but with ties broken by
+    key, of the ``wanted_held`` nearest among ``held``, and of ``others``, whether allowed or not. Slots
+    without a row have NaN. ``keys``: by slot, like ``scales``. Raises MemoryError."""
+    known = min(len(present), len(scales))
+    count = min(known, len(keys)) if allowed is None else min(known, len(keys), len(allowed))
+    wanted, wanted_held = max(0, min(wanted, count)), max(0, min(wanted_held, len(held)))
+    slots = np.empty(wanted + wanted_held + len(others), np.int64)
+    cosines = np.empty(len(slots))
+    found = kernels.survey(
+        *_rows(planes, present, allowed, scales, query),
+        count,
+        known,
+        given(query, np.float32),
+        given(keys, np.uint64),
+        wanted,
+        given(held, np.int64),
+        len(held),
+        wanted_held,
+        given(others, np.int64),
+        len(others),
+        given(slots, np.int64),
+        given(cosines, np.float64),
+    )
+    if found < 0:
+        raise MemoryError(f"no memory to survey {known} rows")
+    return slots[:found], cosines[:found]
+
+
+def _rows(
+    planes: Planes,
+    present: NDArray[np.bool_],
+    allowed: NDArray[np.bool_] | None,
+    scales: NDArray[np.float32],
+    query: NDArray[np.float32],
+) -> tuple[Any, ...]:
+    return (
+        given(planes.high, np.uint64),
+        given(planes.low, np.uint64),
+        planes.chunk_rows,
+        len(query),
+        given(present, np.bool_),
+        NULL if allowed is None else given(allowed, np.bool_),
+        given(scales, np.float32),
+    )

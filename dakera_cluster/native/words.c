@@ -1,21 +1,10 @@
-/* Words and neighbours: BM25 over memories and over windows of them, who stands beside whom, and what neighbours lend. */
+/* Words and neighbours: BM25 over windows of memories, who stands beside whom, and what neighbours lend. */
 
 #include "portable.h"
 
 #define NOBODY (-1)
 #define NO_SPEAKER (-1)
 #define BEYOND INT32_MAX
-
-void bm25_add(const int32_t *slots, const uint16_t *counts, long count, double weight, double k1, const double *norms,
-              double *bm25, double *coverage, uint8_t *frequencies) {
-    for (long place = 0; place < count; place++) {
-        int32_t slot = slots[place];
-        double often = counts[place];
-        bm25[slot] += weight * (k1 + 1) * often / (often + norms[slot]);
-        coverage[slot] += weight;
-        frequencies[slot] = counts[place] < 255 ? counts[place] : 255;
-    }
-}
 
 void tally(const uint16_t *ids, long count, int32_t step, int32_t *counts) {
     for (long place = 0; place < count; place++) counts[ids[place]] += step;

@@ -1,4 +1,4 @@
-"""BM25 over memories and over windows of them, and who stands beside whom. Called by retrieval/."""
+"""BM25 over windows of memories, and who stands beside whom. Called by retrieval/."""
 
 from __future__ import annotations
 
@@ -6,38 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dakera_cluster.native.library import given, kernels
-
-MAX_FREQUENCY = 255
-"""A window's counts of a term are kept in a byte: beyond this they count as this many."""
-
-
-def bm25_add(
-    slots: NDArray[np.int32],
-    counts: NDArray[np.uint16],
-    weight: float,
-    k1: float,
-    norms: NDArray[np.float64],
-    bm25: NDArray[np.float64],
-    coverage: NDArray[np.float64],
-    frequencies: NDArray[np.uint8],
-) -> None:
-    """Add one term's postings to ``bm25`` and ``coverage``, and set its ``frequencies``; all but the postings by slot."""
-    size = len(norms)
-    if not len(slots):
-        return
-    if not len(bm25) == len(coverage) == len(frequencies) == size or int(slots.max()) >= size:
-        raise ValueError("postings reach beyond the scores")
-    kernels.bm25_add(
-        given(slots, np.int32),
-        given(counts, np.uint16),
-        len(slots),
-        weight,
-        k1,
-        given(norms, np.float64),
-        given(bm25, np.float64),
-        given(coverage, np.float64),
-        given(frequencies, np.uint8),
-    )
 
 
 def tally(ids: NDArray[np.uint16], step: int, counts: NDArray[np.int32]) -> None:

@@ -11,28 +11,29 @@ more gets longer lists. Called by the engine.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dakera_cluster.index.analysis import query_terms
 from dakera_cluster.index.vectors import VectorIndex
+from dakera_cluster.native import hits, windows
 from dakera_cluster.retrieval import ties
-from dakera_cluster.retrieval.context import neighbourhood
 from dakera_cluster.retrieval.entities import proper_nouns
-from dakera_cluster.retrieval.lexical import WordScores, window_scores
+from dakera_cluster.retrieval.lexical import WINDOW_B, WINDOW_K1, WordScores
 from dakera_cluster.retrieval.options import Fusion, Options, Routing, Settings
 from dakera_cluster.retrieval.query import QueryFeatures
 from dakera_cluster.retrieval.temporal import QueryTime, day_closeness, month_match
 from dakera_cluster.retrieval.view import RecallView
 
 LIST_SIZE = 192
-TIE_ROOM = 64
-"""Further vector results fetched so that equal scores at the end of the list can be told apart by id."""
 ENTITY_LIST_SIZE = 50
 MAX_NAME_SHARE = 0.1
 MAX_NAME_HOLDERS = 2_000
 """A name that more of the memories, or more memories, hold than this tells nothing, and its own pass would cost a scan."""
+MAX_NAMES_KNOWN = 4_096
+"""Names whose terms are kept: questions name the same few again and again."""
 SPREAD_FROM = 48
 SPREAD_REACH = 4
 WINDOW_REACH = 6
@@ -78,172 +79,139 @@ def candidates(
     if routing is Routing.AUTO:
         routing = Routing.HYBRID if has_vectors else Routing.BM25
     size = max(LIST_SIZE, options.k)
-    holders = _holders(view, query.text, words)
-    lists: list[NDArray[np.int64]] = []
-    near = _NOTHING
-    if routing is not Routing.BM25:
-        near = _by_vector(view, query.vector, size, allowed)
-        lists.append(near.slots)
-        if settings.entity_vector_search:
-            lists.append(_by_entity(view, query, holders, allowed))
+    vectors = _comparable(view, query) if routing is not Routing.BM25 else None
+    keys = view.evidence.whole_column("key")
+    talk = _talk(view)
+    rare = _rare_names(view, query.text, words)
+    found = _NOTHING
     if routing is not Routing.VECTOR:
-        by_words = _by_words(view, words, size, allowed)
-        lists.append(by_words)
-        lists.append(_beside(view, by_words[:SPREAD_FROM], allowed))
-    slots = np.unique(np.concatenate(lists)) if lists else np.zeros(0, np.int64)
-    for _ in range(1, options.iterations if routing is not Routing.BM25 else 1):
-        slots = np.union1d(slots, _again(view, query, slots, words, allowed))
-    cosine = _cosines(view, query, slots, near, routing)
-    return _fused(view, words, slots, cosine, holders, time, options, settings, routing)
+        by_words = words.found.slots[hits.best(words.found.slots, words.found.bm25[1:], keys, size, allowed)]
+        beside = windows.around(talk, by_words[:SPREAD_FROM], SPREAD_REACH, WINDOW_WORDS // 2)
+        found = np.concatenate([by_words, _only(beside, allowed)])
+    if vectors is None or query.vector is None:
+        slots = np.unique(found)
+        cosine = np.full(len(slots), np.nan)
+    else:
+        named = words.holding(rare) if settings.entity_vector_search else _NOTHING
+        long = _by_passage(view, query.vector, size, allowed)
+        others = np.concatenate([found, long]) if len(long) else found
+        slots, cosine = vectors.survey(query.vector, keys, size, allowed, named, ENTITY_LIST_SIZE, others)
+        for _ in range(1, options.iterations):
+            slots = np.union1d(slots, _again(view, query.vector, vectors, slots, cosine, words, allowed))
+            cosine = vectors.scores(query.vector, slots).astype(np.float64)
+    window = windows.bm25(
+        talk,
+        slots,
+        WINDOW_REACH,
+        WINDOW_WORDS // 2,
+        words.lengths,
+        words.frequencies,
+        words.idf,
+        WINDOW_K1,
+        WINDOW_B,
+    )
+    bm25, coverage = words.at(slots)
+    fused = _fused(
+        view, words, Candidates(slots, cosine, cosine, bm25, coverage, window), rare, options, settings, routing
+    )
+    if time is not None and time.is_bound and settings.temporal_inference:
+        when = view.evidence.column("when", slots)
+        near = np.maximum(day_closeness(when, time), month_match(when, time))
+        fused = fused * (1 + settings.temporal_mult_beta * (near - 0.5))
+    order = hits.best(slots, fused, keys, len(slots))
+    return Candidates(slots[order], fused[order], cosine[order], bm25[order], coverage[order], window[order])
 
 
-@dataclass(frozen=True, slots=True)
-class _Near:
-    """What a vector pass found: ``slots``: int64[n]; ``cosines``: float64[m] of the first m of them."""
-
-    slots: NDArray[np.int64]
-    cosines: NDArray[np.float64]
+_NOTHING = np.zeros(0, np.int64)
 
 
-_NOTHING = _Near(np.zeros(0, np.int64), np.zeros(0))
+def _comparable(view: RecallView, query: QueryFeatures) -> VectorIndex | None:
+    """The vectors, when the question's can be compared with them."""
+    if query.vector is None or view.vectors is None or view.vectors.dimension != len(query.vector):
+        return None
+    return view.vectors
 
 
-def _by_vector(view: RecallView, vector: NDArray[np.float32] | None, size: int, allowed: Mask | None) -> _Near:
-    if vector is None or view.vectors is None or view.vectors.dimension != len(vector):
-        return _NOTHING
-    found = _nearest(view, view.vectors, vector, size, allowed)
-    long, long_scores = view.evidence.passage_hits(vector, size, allowed)
-    if not len(long):
-        return found
-    long = long[ties.best(long_scores, view.evidence.keys(long), size)]
-    return _Near(np.concatenate([found.slots, long]), found.cosines)
+def _talk(view: RecallView) -> windows.Talk:
+    evidence, order = view.evidence, view.evidence.order
+    return windows.Talk(order.previous, order.next, evidence.whole_column("words"), evidence.whole_column("speaker"))
 
 
-def _cosines(
-    view: RecallView, query: QueryFeatures, slots: NDArray[np.int64], near: _Near, routing: Routing
-) -> NDArray[np.float64]:
-    """The cosine of each of ``slots`` (ascending), NaN without a vector. A row's cosine is the same on every path, so what
-    the search for the nearest worked out is not worked out again."""
-    cosine = np.full(len(slots), np.nan)
-    vectors = view.vectors if routing is not Routing.BM25 else None
-    if query.vector is None or vectors is None or vectors.dimension != len(query.vector):
-        return cosine
-    places = np.searchsorted(slots, near.slots[: len(near.cosines)])
-    cosine[places] = near.cosines
-    unknown = np.ones(len(slots), np.bool_)
-    unknown[places] = False
-    cosine[unknown] = vectors.scores(query.vector, slots[unknown])
-    return cosine
-
-
-def _nearest(
-    view: RecallView, vectors: VectorIndex, vector: NDArray[np.float32], size: int, allowed: Mask | None
-) -> _Near:
-    """The ``size`` nearest. The index breaks ties by slot, so all that tie with the last one are fetched and cut by key."""
-    fetch = size + TIE_ROOM
-    while True:
-        slots, scores = vectors.search(vector, fetch, allowed)
-        if len(scores) < fetch or scores[-1] < scores[size - 1]:
-            break
-        fetch *= 4
-    best = ties.best(scores, view.evidence.keys(slots), size)
-    return _Near(slots[best], scores[best].astype(np.float64))
-
-
-def _by_words(view: RecallView, words: WordScores, size: int, allowed: Mask | None) -> NDArray[np.int64]:
-    # On floats, nonzero is several times slower than on the booleans of a comparison.
-    hits = np.flatnonzero(words.bm25 > 0)
-    if allowed is not None:
-        hits = hits[(hits < len(allowed)) & allowed[np.minimum(hits, len(allowed) - 1)]] if len(allowed) else hits[:0]
-    return hits[ties.best(words.bm25[hits], view.evidence.keys(hits), size)]
-
-
-def _by_entity(
-    view: RecallView, query: QueryFeatures, holders: list[NDArray[np.bool_]], allowed: Mask | None
-) -> NDArray[np.int64]:
-    """The nearest among the memories that hold a rare name of the question."""
-    if not holders or view.vectors is None or query.vector is None or view.vectors.dimension != len(query.vector):
-        return np.zeros(0, np.int64)
-    mask = np.logical_or.reduce(holders)
-    if allowed is not None:
-        mask[: len(allowed)] &= allowed[: len(mask)]
-        mask[len(allowed) :] = False
-    if not mask.any():
-        return np.zeros(0, np.int64)
-    return _nearest(view, view.vectors, query.vector, ENTITY_LIST_SIZE, mask).slots
-
-
-def _holders(view: RecallView, question: str, words: WordScores) -> list[NDArray[np.bool_]]:
-    """For each rare name of the question, a mask by slot of the memories that hold it."""
-    limit = min(MAX_NAME_SHARE * len(view.text), MAX_NAME_HOLDERS)
-    named = {term for name in proper_nouns(question) for term in view.text.query_terms(name)}
-    masks = [words.frequencies[row] > 0 for row, term in enumerate(words.terms) if term in named]
-    return [mask for mask in masks if 0 < np.count_nonzero(mask) <= limit]
-
-
-def _beside(view: RecallView, slots: NDArray[np.int64], allowed: Mask | None) -> NDArray[np.int64]:
-    """The near neighbours of ``slots`` that share a window with them."""
-    around = neighbourhood(view.evidence, slots, SPREAD_REACH)
-    found = np.unique(around.slots[around.within(WINDOW_WORDS)]).astype(np.int64)
+def _only(slots: NDArray[np.int64], allowed: Mask | None) -> NDArray[np.int64]:
     if allowed is None:
-        return found
-    return found[(found < len(allowed)) & allowed[np.minimum(found, len(allowed) - 1)]] if len(allowed) else found[:0]
+        return slots
+    slots = slots[slots < len(allowed)]
+    return slots[allowed[slots]]
+
+
+def _by_passage(view: RecallView, vector: NDArray[np.float32], size: int, allowed: Mask | None) -> NDArray[np.int64]:
+    """The long memories whose passages are nearest."""
+    long, scores = view.evidence.passage_hits(vector, size, allowed)
+    return long[ties.best(scores, view.evidence.keys(long), size)] if len(long) else long
+
+
+def _rare_names(view: RecallView, question: str, words: WordScores) -> list[int]:
+    """The rows of the terms that are rare names of the question."""
+    limit = min(MAX_NAME_SHARE * len(view.text), MAX_NAME_HOLDERS)
+    named = {term for name in proper_nouns(question) for term in _terms_of(name)}
+    return [row for row, term in enumerate(words.terms) if term in named and 0 < words.holders[row] <= limit]
+
+
+@lru_cache(MAX_NAMES_KNOWN)
+def _terms_of(name: str) -> tuple[str, ...]:
+    return tuple(query_terms(name))
 
 
 def _again(
-    view: RecallView, query: QueryFeatures, slots: NDArray[np.int64], words: WordScores, allowed: Mask | None
+    view: RecallView,
+    vector: NDArray[np.float32],
+    vectors: VectorIndex,
+    slots: NDArray[np.int64],
+    cosine: NDArray[np.float64],
+    words: WordScores,
+    allowed: Mask | None,
 ) -> NDArray[np.int64]:
     """What lies near the question moved towards the best memories so far."""
-    if query.vector is None or view.vectors is None or not len(slots):
-        return np.zeros(0, np.int64)
-    cosine = view.vectors.scores(query.vector, slots).astype(np.float64)
-    score = ties.scaled(cosine) + ties.scaled(_at(words.bm25, slots))
-    near = slots[ties.best(score, view.evidence.keys(slots), FEEDBACK_MEMORIES)]
-    vectors = view.vectors.vectors(near)
-    vectors = vectors[~np.isnan(vectors).any(axis=1)]
-    if not len(vectors):
-        return np.zeros(0, np.int64)
-    moved = (1 - FEEDBACK_SHARE) * query.vector + FEEDBACK_SHARE * vectors.mean(axis=0)
-    return _by_vector(view, moved.astype(np.float32), ENTITY_LIST_SIZE, allowed).slots
+    if not len(slots):
+        return _NOTHING
+    keys = view.evidence.whole_column("key")
+    score = ties.scaled(cosine) + ties.scaled(words.at(slots)[0])
+    near = vectors.vectors(slots[hits.best(slots, score, keys, FEEDBACK_MEMORIES)])
+    near = near[~np.isnan(near).any(axis=1)]
+    if not len(near):
+        return _NOTHING
+    moved = ((1 - FEEDBACK_SHARE) * vector + FEEDBACK_SHARE * near.mean(axis=0)).astype(np.float32)
+    others = _by_passage(view, moved, ENTITY_LIST_SIZE, allowed)
+    return vectors.survey(moved, keys, ENTITY_LIST_SIZE, allowed, _NOTHING, 0, others)[0]
 
 
 def _fused(
     view: RecallView,
     words: WordScores,
-    slots: NDArray[np.int64],
-    cosine: NDArray[np.float64],
-    holders: list[NDArray[np.bool_]],
-    time: QueryTime | None,
+    found: Candidates,
+    rare: list[int],
     options: Options,
     settings: Settings,
     routing: Routing,
-) -> Candidates:
-    bm25, coverage = _at(words.bm25, slots), _at(words.coverage, slots)
-    around = neighbourhood(view.evidence, slots, WINDOW_REACH)
-    window = window_scores(words, slots, around.slots, around.within(WINDOW_WORDS))
-    by_vector, by_words, by_window = ties.all_scaled(cosine, bm25, window)
+) -> NDArray[np.float64]:
+    """float64[n]: the score of each of ``found``, whose own order and ``fused`` mean nothing yet."""
+    by_vector, by_words, by_window = ties.all_scaled(found.cosine, found.bm25, found.window)
     if routing is Routing.VECTOR:
-        fused = by_vector
-    elif routing is Routing.BM25:
-        fused = by_words
+        return np.asarray(by_vector)
+    if routing is Routing.BM25:
+        return np.asarray(by_words)
+    weight = 0.5 if options.vector_weight is None else options.vector_weight
+    if options.fusion is Fusion.RRF:
+        said = np.where(found.bm25 > 0, found.bm25, np.nan)
+        fused = weight * _reciprocal(found.cosine, found.slots, view, settings)
+        fused += (1 - weight) * _reciprocal(said, found.slots, view, settings)
     else:
-        weight = 0.5 if options.vector_weight is None else options.vector_weight
-        if options.fusion is Fusion.RRF:
-            fused = weight * _reciprocal(cosine, slots, view, settings) + (1 - weight) * _reciprocal(
-                np.where(bm25 > 0, bm25, np.nan), slots, view, settings
-            )
-        else:
-            fused = weight * by_vector + (1 - weight) * by_words
-        if options.fusion is None:
-            fused = fused + WINDOW_WEIGHT * by_window
-        if settings.name_boost > 0 and holders:
-            fused = fused + settings.name_boost * _named(holders, slots)
-    if time is not None and time.is_bound and settings.temporal_inference:
-        when = view.evidence.column("when", slots)
-        near = np.maximum(day_closeness(when, time), month_match(when, time))
-        fused = fused * (1 + settings.temporal_mult_beta * (near - 0.5))
-    order = ties.ordered(fused, view.evidence.keys(slots))
-    return Candidates(slots[order], fused[order], cosine[order], bm25[order], coverage[order], window[order])
+        fused = weight * by_vector + (1 - weight) * by_words
+    if options.fusion is None:
+        fused += WINDOW_WEIGHT * by_window
+    if settings.name_boost > 0 and rare:
+        fused += settings.name_boost * words.share(rare, found.slots)
+    return np.asarray(fused)
 
 
 def _reciprocal(
@@ -255,16 +223,3 @@ def _reciprocal(
     order = held[ties.ordered(scores[held], view.evidence.keys(slots[held]))]
     result[order] = (settings.rrf_k + 1) / (settings.rrf_k + 1 + np.arange(len(order)))
     return result
-
-
-def _named(holders: list[NDArray[np.bool_]], slots: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Share of the question's rare names that each memory holds."""
-    share = np.zeros(len(slots))
-    for holding in holders:
-        share += _at(holding, slots)
-    return share / len(holders)
-
-
-def _at(values: NDArray[Any], slots: NDArray[np.int64]) -> NDArray[np.float64]:
-    inside = slots < len(values)
-    return np.where(inside, values[np.where(inside, slots, 0)], 0.0) if len(values) else np.zeros(len(slots))

@@ -13,6 +13,8 @@ import base64
 from enum import StrEnum
 from functools import cache
 from importlib import resources
+from itertools import accumulate
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -46,14 +48,23 @@ DIMENSION = 384
 """Of the model the shipped centroids belong to."""
 
 
+class _Rows(NamedTuple):
+    """Every centroid: ``vectors``: float32[c, d], kind by kind, that of each beginning at its row in ``first``."""
+
+    margin: float
+    kinds: list[QuestionKind]
+    first: list[int]
+    vectors: NDArray[np.float32]
+
+
 @cache
-def _centroids() -> tuple[Centroids, dict[QuestionKind, NDArray[np.float32]]]:
+def _centroids() -> _Rows:
     data = resources.files("dakera_cluster.retrieval").joinpath("shipped", CENTROIDS_FILE).read_bytes()
     found = msgspec.json.decode(data, type=Centroids)
-    return found, {
-        kind: np.frombuffer(base64.b64decode(text), dtype="<f2").astype(np.float32).reshape(-1, DIMENSION)
-        for kind, text in found.vectors.items()
-    }
+    kinds = sorted(found.vectors)
+    parts = [np.frombuffer(base64.b64decode(found.vectors[kind]), dtype="<f2").reshape(-1, DIMENSION) for kind in kinds]
+    first = [0, *accumulate(len(part) for part in parts)][:-1]
+    return _Rows(found.margin, kinds, first, np.concatenate(parts).astype(np.float32))
 
 
 def classify(vector: NDArray[np.float32] | None, time: QueryTime) -> QuestionKind:
@@ -61,10 +72,10 @@ def classify(vector: NDArray[np.float32] | None, time: QueryTime) -> QuestionKin
     centroid claims, is TEMPORAL."""
     best = QuestionKind.FACTUAL
     if vector is not None and len(vector) == DIMENSION:
-        found, vectors = _centroids()
-        near = {kind: float((rows @ vector).max()) for kind, rows in vectors.items()}
-        nearest = max(sorted(near), key=lambda kind: near[kind])
-        if near[nearest] >= near[QuestionKind.FACTUAL] + found.margin:
+        margin, kinds, first, rows = _centroids()
+        near = dict(zip(kinds, np.maximum.reduceat(rows @ vector, first).tolist(), strict=True))
+        nearest = max(kinds, key=lambda kind: near[kind])
+        if near[nearest] >= near[QuestionKind.FACTUAL] + margin:
             best = nearest
     if best is QuestionKind.FACTUAL and (time.asks_when or time.is_bound):
         return QuestionKind.TEMPORAL

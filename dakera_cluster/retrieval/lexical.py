@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dakera_cluster.index.fulltext import FullTextIndex
-from dakera_cluster.native import words as native
+from dakera_cluster.native import terms as native
+from dakera_cluster.native import words as windows
 
 SHORT_K1, LONG_K1 = 0.9, 1.2
 SHORT_B, LONG_B = 0.4, 1.0
@@ -28,15 +30,47 @@ WINDOW_K1, WINDOW_B = 1.2, 0.75
 
 @dataclass(frozen=True, slots=True)
 class WordScores:
-    """Of one question over all slots. ``idf``: float64[t]; ``frequencies``: uint8[t, size], at most MAX_FREQUENCY; ``bm25`` and
-    ``coverage``: float64[size]; coverage is the share of the terms' idf that a memory holds, 0 to 1."""
+    """Of one question over all slots. ``idf``: float64[t]; ``slots``: int32, of the memories that hold each term, one
+    term after another up to its end in ``ends``; ``holders``: how many those are; ``frequencies``:
+    uint8[t, size], at most MAX_FREQUENCY; ``lengths``: float64[size]. ``found``: the memories that hold any of the terms; its
+    coverage is the share of the terms' idf that a memory holds, 0 to 1."""
 
     terms: tuple[str, ...]
     idf: NDArray[np.float64]
+    slots: NDArray[np.int32]
+    ends: tuple[int, ...]
+    holders: tuple[int, ...]
     frequencies: NDArray[np.uint8]
     lengths: NDArray[np.float64]
-    bm25: NDArray[np.float64]
-    coverage: NDArray[np.float64]
+    found: native.Found
+
+    def at(self, slots: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """``(bm25, coverage)`` of ``slots``, float64[n]; 0 where there is no text."""
+        places = _by_slot(self.found.places, slots)
+        return self.found.bm25[places], self.found.coverage[places]
+
+    def share(self, rows: list[int], slots: NDArray[np.int64]) -> NDArray[np.float64]:
+        """float64[n]: the share of the terms in ``rows`` that each of ``slots`` holds."""
+        return np.asarray(np.count_nonzero(_by_slot(self.frequencies, slots)[rows], axis=0) / len(rows))
+
+    def holding(self, rows: list[int]) -> NDArray[np.int64]:
+        """The slots of the memories that hold a term in ``rows``; one that holds several comes as often."""
+        if not rows:
+            return np.zeros(0, np.int64)
+        return np.concatenate(
+            [self.slots[self.ends[row] - self.holders[row] : self.ends[row]] for row in rows], dtype=np.int64
+        )
+
+
+def _by_slot(values: np.ndarray, slots: NDArray[np.int64]) -> np.ndarray:
+    """``values`` (by slot in their last axis) at ``slots``; 0 past their end."""
+    size = values.shape[-1]
+    if not len(slots) or slots.max() < size:
+        return values.take(slots, axis=-1)
+    result = np.zeros((*values.shape[:-1], len(slots)), values.dtype)
+    inside = slots < size
+    result[..., inside] = values.take(slots[inside], axis=-1)
+    return result
 
 
 def normalisation(average_terms: float) -> tuple[float, float]:
@@ -50,18 +84,18 @@ def normalisation(average_terms: float) -> tuple[float, float]:
 def word_scores(text: FullTextIndex, question: str) -> WordScores:
     """BM25 and coverage of every memory."""
     terms = tuple(dict.fromkeys(text.query_terms(question)))
-    lengths = text.doc_lengths.astype(np.float64)
-    size = len(lengths)
+    slots, counts, ends = text.postings(terms)
+    stops = tuple(ends.tolist())
+    holders = tuple(stop - start for start, stop in pairwise((0, *stops)))
+    idf = np.array([text.idf(count) for count in holders])
     k1, b = normalisation(text.average_length)
-    norms = k1 * (1 - b) + (k1 * b / (text.average_length or 1.0)) * lengths
-    idf = np.zeros(len(terms))
-    frequencies = np.zeros((len(terms), size), np.uint8)
-    bm25, coverage = np.zeros(size), np.zeros(size)
-    for row, (slots, counts) in enumerate(text.postings(terms)):
-        weight = idf[row] = text.idf(len(slots))
-        native.bm25_add(slots, counts, weight, k1, norms, bm25, coverage, frequencies[row])
+    norms = k1 * (1 - b), k1 * b / (text.average_length or 1.0)
+    lengths = text.wide_lengths
+    found = native.found(slots, counts, ends, idf, k1, norms, lengths)
     total = float(idf.sum())
-    return WordScores(terms, idf, frequencies, lengths, bm25, coverage / total if total > 0 else coverage)
+    if total > 0:
+        found.coverage[:] /= total
+    return WordScores(terms, idf, slots, stops, holders, found.frequencies, lengths, found)
 
 
 def window_scores(
@@ -74,6 +108,6 @@ def window_scores(
     """
     if not len(slots) or not len(words.terms):
         return np.zeros(len(slots))
-    return native.window_bm25(
+    return windows.window_bm25(
         slots, neighbours, inside, words.lengths, words.frequencies, words.idf, WINDOW_K1, WINDOW_B
     )

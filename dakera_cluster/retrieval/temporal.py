@@ -65,6 +65,10 @@ _NAMED = re.compile(
     r"|(?P<word>today|tonight|yesterday|tomorrow|day before yesterday))\b",
     re.IGNORECASE,
 )
+# Most texts name no time: one look spares them all the others. Every date has a digit or a month's first letters, every
+# relative expression one of these.
+_MAY_NAME_DATES = re.compile(r"\d|" + "|".join(name[:3] for name in _MONTHS), re.IGNORECASE)
+_MAY_NAME_SPANS = re.compile("day|week|month|year|tonight|tomorrow", re.IGNORECASE)
 _WHEN = re.compile(
     r"\bwhen\b|\bhow long\b|\b(?:what|which)\s+(?:year|month|date|day|time|season|week)\b"
     r"|\bhow many (?:days|weeks|months|years)\b|\bhow (?:recently|often)\b",
@@ -112,6 +116,8 @@ def day_of(seconds: float) -> int:
 
 def partial_dates(text: str) -> tuple[PartialDate, ...]:
     """The dates in ``text``, each at its fullest, in no particular order but always the same."""
+    if not _MAY_NAME_DATES.search(text):
+        return ()
     found: list[PartialDate] = []
     taken: list[tuple[int, int]] = []
     for pattern in _DATES:
@@ -128,6 +134,8 @@ def partial_dates(text: str) -> tuple[PartialDate, ...]:
 
 def relative_spans(text: str, today: int) -> tuple[DaySpan, ...]:
     """The stretches of days that relative expressions in ``text`` mean, seen from the day ``today``."""
+    if not _MAY_NAME_SPANS.search(text):
+        return ()
     spans: list[DaySpan] = []
     for match in _AGO.finditer(text):
         sign = -1 if match["way"].lower() == "ago" else 1

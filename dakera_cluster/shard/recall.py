@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
 
 import numpy as np
 
-from dakera_cluster.model.rows import Kind
 from dakera_cluster.retrieval.engine import Ranking, rank
 from dakera_cluster.retrieval.options import Settings
 from dakera_cluster.retrieval.query import QueryFeatures
@@ -47,34 +45,34 @@ def _query(request: Recall) -> QueryFeatures:
 
 
 def _hits(view: NamespaceView, replica: Replica, slots: list[int], ranking: Ranking | None) -> list[Hit]:
+    if not slots:
+        return []
     ids = [view.ids[slot] for slot in slots]
-    bodies = replica.read(view.namespace, Kind.DOCUMENT, ids)
-    usages = replica.read(view.namespace, Kind.USAGE, ids)
-    hits: list[Hit] = []
-    for place, (row_id, body) in enumerate(zip(ids, bodies, strict=True)):
-        if body is None:
-            continue
-        if ranking is None:
-            hits.append(Hit(row_id, 0.0, body=body, usage=usages[place]))
-            continue
-        features = ranking.features[place] if ranking.features is not None else None
-        hits.append(
-            Hit(
-                row_id,
-                float(ranking.scores[place]),
-                _known(ranking.cosine[place]),
-                _known(ranking.bm25[place]),
-                body,
-                usages[place],
-                features,
-                order_key=float(ranking.relevance[place]),
-            )
+    bodies, usages = replica.read_with_usage(view.namespace, ids)
+    if ranking is None:
+        read = zip(ids, bodies, usages, strict=True)
+        return [Hit(row_id, 0.0, body=body, usage=usage) for row_id, body, usage in read if body is not None]
+    features = ranking.features if ranking.features is not None else [None] * len(ids)
+    scores, relevance = ranking.scores.tolist(), ranking.relevance.tolist()
+    cosines, bm25 = ranking.cosine.tolist(), ranking.bm25.tolist()
+    return [
+        Hit(
+            ids[place],
+            scores[place],
+            _known(cosines[place]),
+            _known(bm25[place]),
+            body,
+            usages[place],
+            features[place],
+            order_key=relevance[place],
         )
-    return hits
+        for place, body in enumerate(bodies)
+        if body is not None
+    ]
 
 
-def _known(score: Any) -> float | None:
-    return None if math.isnan(score) else float(score)
+def _known(score: float) -> float | None:
+    return None if math.isnan(score) else score
 
 
 def _neighbours(view: NamespaceView, slots: list[int], now_ms: int) -> list[int]:

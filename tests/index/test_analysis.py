@@ -123,6 +123,8 @@ def test_questions_lose_the_words_they_are_asked_with() -> None:
     assert query_terms("What's the new job?") == ["new", "job"]
     assert query_terms("who are they") == terms("who are they") == ["who"]
     assert query_terms("") == []
+    # What is remembered of a token says the same again, in any case.
+    assert query_terms("WHAT kind of Dog did Caroline\u2019s sister adopt?") == ["dog", "carolin", "sister", "adopt"]
 
 
 def test_cache_is_bounded_and_eviction_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

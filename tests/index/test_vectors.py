@@ -587,3 +587,34 @@ def test_slots_far_apart_do_not_allocate_the_gap() -> None:
     assert index.memory_bytes < 3 * CHUNK_ROWS * 64 * 2 + 60 * CHUNK_ROWS * 10
     index.remove(np.array([40 * CHUNK_ROWS]))
     assert index.search(np.ones(64), 5)[0].tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("metric", "index_type"),
+    [(Metric.COSINE, IndexType.FLAT), (Metric.COSINE, IndexType.HNSW), (Metric.DOT_PRODUCT, IndexType.FLAT)],
+)
+def test_a_survey_finds_both_lists_and_the_others_on_every_path(metric: Metric, index_type: IndexType) -> None:
+    rows, queries = clustered(1_500, 16, 7)
+    rows[1::2] = rows[::2]
+    index = VectorIndex(16, metric, index_type, flat_threshold=100)
+    index.add(np.arange(1_500), rows)
+    settle(index)
+    rng = np.random.default_rng(8)
+    keys, allowed = rng.permutation(1_600).astype(np.uint64), rng.random(1_400) < 0.7
+    held, others = rng.choice(1_600, 200, replace=False), np.array([9, 1_499, 1_550])
+    every = np.arange(1_500)
+    for query in queries[:10]:
+        scores = index.scores(query, every)
+        chosen = np.flatnonzero(allowed)
+        near = chosen[np.lexsort((keys[chosen], -scores[chosen]))][:31]
+        named = np.intersect1d(chosen, held)
+        named = named[np.lexsort((keys[named], -scores[named]))][:11]
+        slots, found = index.survey(query, keys, 31, allowed, held, 11, others)
+        expected = np.unique(np.concatenate([near, named, others]))
+        if index_type is IndexType.FLAT:
+            assert slots.tolist() == expected.tolist()
+        assert {*named.tolist(), *others.tolist()} <= set(slots.tolist())
+        assert len(np.intersect1d(slots, expected)) >= 0.9 * len(expected)
+        known = slots < 1_500
+        assert np.array_equal(found[known], scores[slots[known]].astype(np.float64))
+        assert np.isnan(found[~known]).all()

@@ -210,16 +210,6 @@ def test_steps_are_those_of_numpy() -> None:
         late.steps(vectors[:, :70].copy())
 
 
-def test_bm25_refuses_postings_beyond_its_arrays() -> None:
-    arrays = np.ones(3), np.zeros(3), np.zeros(3), np.zeros(3, np.uint8)
-    words.bm25_add(np.array([2], np.int32), np.array([300], np.uint16), 2.0, 1.5, *arrays)
-    assert arrays[1].tolist() == pytest.approx([0, 0, 2.0 * 2.5 * 300 / 301])
-    assert arrays[2].tolist() == [0, 0, 2]
-    assert arrays[3].tolist() == [0, 0, words.MAX_FREQUENCY]
-    with pytest.raises(ValueError, match="beyond"):
-        words.bm25_add(np.array([3], np.int32), np.array([1], np.uint16), 2.0, 1.5, *arrays)
-
-
 def test_a_tally_counts_repeats() -> None:
     counts = np.zeros(1 << 16, np.int32)
     words.tally(np.array([7, 7, 65_535], np.uint16), 1, counts)
@@ -261,6 +251,8 @@ def test_every_processor_finds_the_same_bits(tmp_path: Path, monkeypatch: pytest
     rows = rng.integers(-32_767, 32_768, (300, 389)).astype(np.int16)
     query = rng.standard_normal(389).astype(np.float32)
     _kept, planes = planes_of(rows)
+    scales = (1 / np.linalg.norm(rows.astype(np.float64), axis=1)).astype(np.float32)
+    unit = (query / np.linalg.norm(query)).astype(np.float32)
     score, weight = rng.random((40, 30)).astype(np.float32), rng.random(40)
 
     def results() -> list[np.ndarray]:
@@ -277,6 +269,7 @@ def test_every_processor_finds_the_same_bits(tmp_path: Path, monkeypatch: pytest
         late.estimated(query=asked, cosines=cosines, **rest)
         return [
             vectors.gather(planes, np.arange(300), query),
+            *vectors.nearest(planes, np.ones(300, bool), None, scales, unit, 90),
             case["best"],
             case["first"],
             odd["best"],
