@@ -54,10 +54,12 @@ NULL: Any = _ffi.NULL
 
 def given(array: np.ndarray, dtype: Any) -> Any:
     """``array`` as a C array. Raises TypeError for another dtype, BufferError or ValueError when it is not contiguous."""
-    if array.dtype != dtype:
-        raise TypeError(f"expected an array of {np.dtype(dtype)}, got {array.dtype}")
+    held = array.dtype
+    # By identity where it will do: to compare dtypes costs as much as the rest. One of another byte order is no C type.
+    if (held.type is not dtype and held != dtype) or held not in _C_TYPES:
+        raise TypeError(f"expected an array of {np.dtype(dtype)}, got {held}")
     # Straight from cffi's own C: its Python front door costs as much again, and a recall passes a hundred and fifty arrays.
-    return from_buffer(_C_TYPES[array.dtype], array, False)
+    return from_buffer(_C_TYPES[held], array, False)
 
 
 def allocated(kind: str, count: int) -> Any:

@@ -45,13 +45,16 @@ class WordScores:
     found: native.Found
 
     def at(self, slots: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """``(bm25, coverage)`` of ``slots``, float64[n]; 0 where there is no text."""
+        """``(bm25, coverage)`` of ``slots`` (ascending), float64[n]; 0 where there is no text."""
         places = _by_slot(self.found.places, slots)
         return self.found.bm25[places], self.found.coverage[places]
 
     def share(self, rows: list[int], slots: NDArray[np.int64]) -> NDArray[np.float64]:
-        """float64[n]: the share of the terms in ``rows`` that each of ``slots`` holds."""
-        return np.asarray(np.count_nonzero(_by_slot(self.frequencies, slots)[rows], axis=0) / len(rows))
+        """float64[n]: the share of the terms in ``rows`` that each of ``slots`` (ascending) holds."""
+        held = np.zeros(len(slots))
+        for row in rows:
+            held += _by_slot(self.frequencies[row], slots) > 0
+        return held / len(rows)
 
     def holding(self, rows: list[int]) -> NDArray[np.int64]:
         """The slots of the memories that hold a term in ``rows``; one that holds several comes as often."""
@@ -63,13 +66,12 @@ class WordScores:
 
 
 def _by_slot(values: np.ndarray, slots: NDArray[np.int64]) -> np.ndarray:
-    """``values`` (by slot in their last axis) at ``slots``; 0 past their end."""
-    size = values.shape[-1]
-    if not len(slots) or slots.max() < size:
-        return values.take(slots, axis=-1)
-    result = np.zeros((*values.shape[:-1], len(slots)), values.dtype)
-    inside = slots < size
-    result[..., inside] = values.take(slots[inside], axis=-1)
+    """``values`` at ``slots``, which ascend; 0 past their end."""
+    inside = int(np.searchsorted(slots, len(values))) if len(slots) and slots[-1] >= len(values) else len(slots)
+    if inside == len(slots):
+        return values.take(slots)
+    result = np.zeros(len(slots), values.dtype)
+    result[:inside] = values.take(slots[:inside])
     return result
 
 

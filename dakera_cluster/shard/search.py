@@ -42,8 +42,7 @@ def search(view: NamespaceView, replica: Replica, request: Search) -> Hits:
 def _hits(view: NamespaceView, replica: Replica, request: Search, ranked: Ranked) -> list[Hit]:
     slots = ranked.slots.tolist()
     ids = [view.ids[slot] for slot in slots]
-    bodies = replica.read(view.namespace, Kind.DOCUMENT, ids)
-    usages = replica.read(view.namespace, Kind.USAGE, ids)
+    bodies, usages = replica.read_with_usage(view.namespace, ids)
     hits: list[Hit] = []
     for rank_, (row_id, body) in enumerate(zip(ids, bodies, strict=True)):
         if body is None:

@@ -231,6 +231,8 @@ def test_what_c_would_not_notice_is_refused() -> None:
     _kept, planes = planes_of(np.zeros((4, 32), np.int16))
     with pytest.raises(TypeError, match="float32"):
         vectors.gather(planes, np.arange(4), np.zeros(32))
+    with pytest.raises(TypeError, match="float32"):
+        vectors.gather(planes, np.arange(4), np.zeros(32, ">f4"))
     with pytest.raises(ValueError, match="contiguous"):
         vectors.gather(planes, np.arange(8)[::2], np.zeros(32, np.float32))
     case = late_case(96, 4)

@@ -206,6 +206,19 @@ async def test_usage_reaches_the_view_and_leaves_the_memory_alone(bench: Bench) 
     assert decode_usage(hit.usage).count == 4
 
 
+async def test_each_hit_comes_with_its_own_body_and_usage(bench: Bench) -> None:
+    for place in range(6):
+        await bench.apply(bench.put(f"m{place}", f"heron {place}"))
+    await bench.apply(bench.use("m4", 2))
+    await bench.apply(bench.delete("m3"))
+    held, usages = bench.host.replica(SHARD).read_with_usage(NAMESPACE, ["m4", "nobody", "m1"])
+    texts = [None if body is None else decode_document(body).fields[Field.TEXT] for body in held]
+    assert texts == ["heron 4", None, "heron 1"]
+    assert [None if usage is None else decode_usage(usage).count for usage in usages] == [2, None, None]
+    found = {hit.id: hit.usage is not None for hit in await bench.search("heron", k=10)}
+    assert found == {f"m{place}": place == 4 for place in (0, 1, 2, 4, 5)}
+
+
 async def test_aggregates_group_and_count(bench: Bench) -> None:
     await bench.apply(*[bench.put(f"m{i}", "x", metadata={"n": i, "even": i % 2 == 0}) for i in range(10)])
     answer = await bench.host.handle(ops.Aggregate(SHARD, 0, NAMESPACE, now_ms(), None, ["even"], ["n"], 10))
