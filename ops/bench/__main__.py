@@ -9,11 +9,12 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
+from ops.bench.engines import CHROMA, NODE
 from ops.bench.plan import FULL, QUICK
 from ops.bench.report import print_tables, write_json, write_plot
 from ops.bench.run import Bench
 
-ENGINES = ("dakera", "chromadb")
+ENGINES = (NODE, CHROMA)
 
 
 def _sizes(text: str) -> tuple[int, ...]:

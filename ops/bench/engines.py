@@ -1,7 +1,8 @@
 """How a client of each engine stores and asks: text in, texts out, over a kept-alive connection to a real server.
 
 The node embeds by itself. chromadb is given the vectors of the same model, computed in the client's process as its users
-do, and that time counts wherever a text is given. Both sides decode what they receive.
+do: by ONNX Runtime, and once more by the node's own kernels, which they do not have, to tell the engines from the encoders.
+That time counts wherever a text is given. Both sides decode what they receive.
 """
 
 from __future__ import annotations
@@ -26,9 +27,12 @@ IDLE_S = 30.0
 Vectors = NDArray[np.float32]
 
 
-def new_encoder() -> TextEncoder:
-    """The model as the node runs it: int8, one thread."""
-    return TextEncoder(find(MODEL, default_cache_dir()))
+NODE, CHROMA, CHROMA_WITH_OURS = "dakera", "chromadb", "chromadb, our encoder"
+
+
+def new_encoder(*, native: bool = True) -> TextEncoder:
+    """The model as the node runs it, int8 and one thread; without ``native`` by ONNX Runtime wherever it runs."""
+    return TextEncoder(find(MODEL, default_cache_dir()), native=native)
 
 
 class Connection(Protocol):
@@ -92,12 +96,12 @@ class NodeConnection:
 
 
 class ChromaConnection:
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, encoder: TextEncoder) -> None:
         import chromadb
 
         settings = chromadb.config.Settings(anonymized_telemetry=False)
         self._client = chromadb.HttpClient(host="127.0.0.1", port=port, settings=settings)
-        self._encoder = new_encoder()
+        self._encoder = encoder
         self._collections: dict[str, Any] = {}
 
     def store(self, group: str, key: str, text: str) -> None:
@@ -125,4 +129,7 @@ class ChromaConnection:
 
 
 def connect(engine: str, port: int) -> Connection:
-    return NodeConnection(port) if engine == "dakera" else ChromaConnection(port)
+    """A connection to the server of ``engine``, one of the names above."""
+    if engine == NODE:
+        return NodeConnection(port)
+    return ChromaConnection(port, new_encoder(native=engine == CHROMA_WITH_OURS))

@@ -10,9 +10,10 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from ops.bench.engines import CHROMA, CHROMA_WITH_OURS, NODE
 from ops.bench.plan import Results, Timing
 
-COLOURS = {"dakera": "#2a6f97", "chromadb": "#e09f3e"}
+COLOURS = {NODE: "#2a6f97", CHROMA: "#e09f3e", CHROMA_WITH_OURS: "#9e2a2b"}
 
 
 def print_tables(results: Results, console: Console) -> None:

@@ -23,18 +23,19 @@ QUESTIONS_A_SEED = 20_000
 
 
 class Engine:
-    """A server with its load generator."""
+    """A server with its load generator; ``name`` tells engines of one server apart (see engines.connect)."""
 
-    def __init__(self, server: Server, out: Path) -> None:
+    def __init__(self, server: Server, out: Path, name: str | None = None) -> None:
         self.server = server
-        self.name = server.name
-        self._log = out / f"{server.name.replace(' ', '-')}-load.log"
+        self.name = name or server.name
+        self._clients = name or server.engine
+        self._log = out / f"{self.name.replace(', ', '-').replace(' ', '-')}-load.log"
         self._generator: Generator | None = None
 
     @property
     def load(self) -> Generator:
         if self._generator is None:
-            self._generator = Generator(self.server.engine, self.server.ports, self._log)
+            self._generator = Generator(self._clients, self.server.ports, self._log)
         return self._generator
 
     def close(self) -> None:

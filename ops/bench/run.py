@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ops.bench.engines import CHROMA, CHROMA_WITH_OURS, NODE
 from ops.bench.load import Pass
 from ops.bench.plan import Fill, Found, Plan, Results, Weight
 from ops.bench.rounds import Engine, Questions, measure, recall_steps
@@ -37,10 +38,13 @@ class Bench:
         for log in out.glob("*.log"):
             log.unlink()
         servers: dict[str, Server] = {
-            "dakera": Node(out / "dakera", out / "dakera-server.log"),
-            "chromadb": Chroma(out / "chromadb", out / "chromadb-server.log"),
+            NODE: Node(out / "dakera", out / "dakera-server.log"),
+            CHROMA: Chroma(out / "chromadb", out / "chromadb-server.log"),
         }
         self._engines = [Engine(servers[name], out) for name in engines]
+        self._asked = list(self._engines)
+        if CHROMA in engines:
+            self._asked.append(Engine(servers[CHROMA], out, CHROMA_WITH_OURS))
         needed = sum(plan.sizes)
         self._stored = facts(needed, plan.seed)
         self._questions = Questions(plan.seed + 2)
@@ -62,7 +66,7 @@ class Bench:
                 self._many_agents()
             self._warm_starts()
         finally:
-            for engine in self._engines:
+            for engine in self._asked:
                 engine.close()
                 engine.server.discard()
         self.results.took_s = time.monotonic() - began
@@ -124,7 +128,7 @@ class Bench:
                 embedded = self._engines[0].load.timed("embed", texts=texts, size=self.plan.embed_size, to=str(vectors))
                 bare.append(embedded.wall_s / len(texts))
             for engine in self._engines:
-                own = engine.name == "dakera" and not ready
+                own = engine.name == NODE and not ready
                 stored = engine.load.timed(
                     "store_batches",
                     group=group,
@@ -136,7 +140,7 @@ class Bench:
                 )
                 spent[engine.name].append(stored.wall_s / len(texts))
         for name, seconds in spent.items():
-            own = name == "dakera" and not ready
+            own = name == NODE and not ready
             self.results.fills.append(
                 Fill(
                     engine=name,
@@ -172,13 +176,13 @@ class Bench:
                     top_k=self.plan.top_k,
                 )
 
-            engines = [engine for engine in self._engines if clients != self.plan.crowd or engine.name == "dakera"]
+            engines = [engine for engine in self._asked if clients != self.plan.crowd or engine.name == NODE]
             self.results.timings += measure(engines, self.plan.rounds, "recall", size, clients, recall)
         self._steps(group, size)
 
     def _steps(self, group: str, size: int) -> None:
         """Where a recall's time goes, by the node's own account."""
-        node = next((engine for engine in self._engines if engine.name == "dakera"), None)
+        node = next((engine for engine in self._engines if engine.name == NODE), None)
         if node is None:
             return
         steps = recall_steps(node, group, self._questions.take(50), self.plan.top_k)
@@ -220,7 +224,8 @@ class Bench:
                     top_k=plan.top_k,
                 )
 
-            self._measure("recall over agents", plan.agents * plan.agent_memories, clients, recall)
+            size = plan.agents * plan.agent_memories
+            self.results.timings += measure(self._asked, plan.rounds, "recall over agents", size, clients, recall)
         self._weigh(f"and {plan.agents:,} agents x {plan.agent_memories}", self._stored_count())
 
     def _measure(self, what: str, size: int, clients: int, one: Callable[[Engine, int], Pass]) -> None:
