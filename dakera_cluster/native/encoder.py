@@ -73,7 +73,7 @@ def runs_here() -> bool:
 
 
 class NativeEncoder:
-    """The weights, laid out for the kernels. One caller at a time."""
+    """The weights, laid out for the kernels. Any number of threads may run it at once."""
 
     def __init__(self, weights: Weights) -> None:
         """Raises ValueError for weights that do not fit together or whose widths the kernels do not take."""
@@ -87,7 +87,8 @@ class NativeEncoder:
             sum(_panel_bytes(dense) for layer in weights.layers for dense in _products(layer)), np.int8
         )
         self._used = 0
-        self._room = np.empty(0, np.uint8)
+        self._rooms: list[NDArray[np.uint8]] = []
+        """Working memory of runs that ended: as many pieces as ever ran at once."""
         layers = allocated("layer_weights", len(weights.layers))
         for place, layer in enumerate(weights.layers):
             to = layers[place]
@@ -124,8 +125,9 @@ class NativeEncoder:
         if ids.min() < 0 or ids.max() >= self._vocabulary:
             raise ValueError(f"token ids must lie in 0 to {self._vocabulary - 1}")
         needed = kernels.encoder_scratch(self._model, len(ids), int(lengths.max()))
-        if len(self._room) < needed:
-            self._room = np.empty(needed, np.uint8)
+        room = self._rooms.pop() if self._rooms else np.empty(0, np.uint8)
+        if len(room) < needed:
+            room = np.empty(needed, np.uint8)
         states = np.empty((len(ids), self._width), np.float32)
         pooled = np.empty((len(lengths), self._width), np.float32)
         kernels.encoder_run(
@@ -134,10 +136,11 @@ class NativeEncoder:
             given(lengths, np.int64),
             len(lengths),
             by_first,
-            given(self._room, np.uint8),
+            given(room, np.uint8),
             given(states, np.float32),
             given(pooled, np.float32),
         )
+        self._rooms.append(room)
         return pooled, states
 
     def _lay_out(self, dense: Dense, to: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 
@@ -172,3 +173,13 @@ def test_extreme_activations_stay_finite() -> None:
     for one in (loud, silent):
         pooled, states = NativeEncoder(one).run(texts_of([20]), by_first=False)
         assert np.isfinite(states).all() and np.isfinite(pooled).all()
+
+
+def test_threads_do_not_disturb_one_another() -> None:
+    encoder = NativeEncoder(made(96, 6, 384, depth=3))
+    texts = texts_of([70, 64, 33, 80])
+    expected = [encoder.run([text], by_first=False)[1] for text in texts]
+    with ThreadPoolExecutor(len(texts)) as pool:
+        for _ in range(50):
+            found = list(pool.map(lambda text: encoder.run([text], by_first=False)[1], texts))
+            assert all(np.array_equal(*pair) for pair in zip(found, expected, strict=True))
