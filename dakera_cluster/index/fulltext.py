@@ -19,7 +19,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from itertools import accumulate
 
 import msgspec
 import numpy as np
@@ -128,12 +127,7 @@ class FullTextIndex:
         term after another, each in no particular order and up to its end."""
         if not terms:
             return np.zeros(0, np.int32), np.zeros(0, np.uint16), np.zeros(0, np.int64)
-        found = self._postings.lookup(hashes_of(terms))
-        return (
-            np.concatenate([slots for slots, _ in found], dtype=np.int32, casting="unsafe"),
-            np.concatenate([frequencies for _, frequencies in found], dtype=np.uint16, casting="unsafe"),
-            np.array(list(accumulate(len(slots) for slots, _ in found)), np.int64),
-        )
+        return self._postings.find(hashes_of(terms))
 
     def idf(self, document_frequency: int) -> float:
         """The weight of a term found in that many of the live documents."""

@@ -21,6 +21,7 @@ from dakera_cluster.index import dump
 from dakera_cluster.index.arrays import grown
 from dakera_cluster.index.segment import MAX_FREQUENCY, Segment, hashes_of, merged, sealed
 from dakera_cluster.model.errors import CorruptionError
+from dakera_cluster.native import postings as native
 
 ABSENT, TAIL, FIRST_SEGMENT = 0, 1, 2
 MAX_SEGMENTS = 48
@@ -61,8 +62,8 @@ class Postings:
     __slots__ = (
         "_home",
         "_live",
+        "_sealed",
         "_segments",
-        "_tail_dead",
         "_tail_frequencies",
         "_tail_keys",
         "_tail_names",
@@ -81,12 +82,13 @@ class Postings:
         self._wide_lengths: np.ndarray | None = None
         self._home = np.zeros(0, dtype=np.uint8)
         self._segments: dict[int, Segment] = {}
+        self._sealed: native.Segments | None = None
+        """The segments as they are searched; None when they have changed."""
         self._live: dict[int, int] = {}
         self._clear_tail()
 
     def _clear_tail(self) -> None:
         self._tail_size = 0
-        self._tail_dead = False
         self._tail_keys = np.zeros(0, dtype=np.uint64)
         self._tail_slots = np.zeros(0, dtype=np.int32)
         self._tail_frequencies = np.zeros(0, dtype=np.uint16)
@@ -165,7 +167,6 @@ class Postings:
         if home == TAIL:
             part = self._tail_slots[: self._tail_size]
             part[part == slot] = -1
-            self._tail_dead = True
         else:
             self._live[home] -= 1
         self._home[slot] = ABSENT
@@ -180,27 +181,19 @@ class Postings:
         return min(MAX_TAIL_POSTINGS, max(MIN_TAIL_POSTINGS, held // TAIL_SHARE))
 
     def lookup(self, keys: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Live ``(slots, frequencies)`` of each of ``keys`` (uint64[n], distinct), unsorted over segments."""
-        found: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in keys]
-        for home, segment in self._segments.items():
-            whole = self._live[home] == segment.documents
-            for position, first, last in segment.find(keys):
-                slots, frequencies = segment.slots[first:last], segment.frequencies[first:last]
-                if not whole:
-                    live = self._home[slots] == home
-                    slots, frequencies = slots[live], frequencies[live]
-                found[position].append((slots, frequencies))
-        if self._tail_size:
-            tail = self._tail_keys[: self._tail_size]
-            for position, key in enumerate(keys):
-                hits = np.flatnonzero(tail == key)
-                if len(hits):
-                    slots = self._tail_slots[hits]
-                    if self._tail_dead:
-                        hits = hits[slots >= 0]
-                        slots = self._tail_slots[hits]
-                    found[position].append((slots, self._tail_frequencies[hits]))
-        return [_joined(pieces) for pieces in found]
+        """Live ``(slots int32[m], frequencies uint16[m])`` of each of ``keys`` (uint64[n], distinct), unsorted over segments."""
+        slots, frequencies, ends = self.find(keys)
+        stops = ends.tolist()
+        return [(slots[first:last], frequencies[first:last]) for first, last in zip([0, *stops], stops, strict=False)]
+
+    def find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """``(slots int32[n], frequencies uint16[n], ends int64[t])``: what ``lookup`` finds, one key after another, each up to
+        its end."""
+        if self._sealed is None:
+            segments = [segment.arrays() for segment in self._segments.values()]
+            self._sealed = native.Segments(list(self._segments), segments)
+        tail = self._tail_keys, self._tail_slots, self._tail_frequencies
+        return native.of(self._sealed, self._home, tail, self._tail_size, keys)
 
     def terms_with_prefix(self, prefix: str, limit: int) -> list[str]:
         """At most ``limit`` live terms that begin with ``prefix``: the most frequent, ties in alphabetical order."""
@@ -236,6 +229,7 @@ class Postings:
             )
             self._home[documents] = home
             self._live[home] = len(documents)
+            self._sealed = None
         self._clear_tail()
         while len(self._segments) > 1:
             homes = self._next_merge()
@@ -303,6 +297,7 @@ class Postings:
         moved = np.flatnonzero(np.isin(self._home, compaction.homes))
         for home in compaction.homes:
             del self._segments[home], self._live[home]
+        self._sealed = None
         if len(moved):
             home = self._free_home()
             self._segments[home] = result
@@ -348,14 +343,6 @@ class Postings:
             raise CorruptionError(f"the postings dump does not fit together: {error}") from error
         postings.total_length = int(postings.lengths.sum(dtype=np.int64))
         return postings
-
-
-def _joined(pieces: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    if len(pieces) == 1:
-        return pieces[0]
-    if not pieces:
-        return np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.uint16)
-    return np.concatenate([slots for slots, _ in pieces]), np.concatenate([counts for _, counts in pieces])
 
 
 def _live_terms(segment: Segment, live: np.ndarray | None) -> np.ndarray:

@@ -1,6 +1,6 @@
 """A sealed run of postings: immutable numpy arrays, about 3 bytes a posting and 20 a distinct term.
 
-Terms are looked up by their 64-bit xxh3 hash (one ``searchsorted`` for all terms of a query); the spelling is kept only
+Terms are looked up by their 64-bit xxh3 hash (native/postings.py); the spelling is kept only
 for prefix queries, as one blob of bytes that is scanned vectorised. Two terms of one namespace that shared a hash would
 be treated as one term: at a million terms the chance of any such pair is below 1 in 10^7.
 
@@ -83,6 +83,7 @@ class Segment:
         starts = segment.starts.astype(np.int64)
         if (
             any(array.dtype.kind != "u" for array in segment.arrays().values())
+            or segment.keys.dtype != np.uint64
             or len(starts) != len(segment.keys) + 1
             or len(segment.name_bytes) != len(segment.keys)
             or len(segment.slots) != len(segment.frequencies)
@@ -93,13 +94,6 @@ class Segment:
         ):
             raise ValueError("a segment's arrays do not match")
         return segment
-
-    def find(self, keys: np.ndarray) -> list[tuple[int, int, int]]:
-        """``(position in keys, first posting, last posting + 1)`` for every one of ``keys`` this segment holds."""
-        at = np.searchsorted(self.keys, keys)
-        is_held = (self.keys.take(at, mode="clip") == keys).tolist()
-        firsts, lasts = self.starts.take(at).tolist(), self.starts.take(at + 1, mode="clip").tolist()
-        return [(position, firsts[position], lasts[position]) for position, held in enumerate(is_held) if held]
 
     def with_prefix(self, prefix: bytes) -> list[bytes]:
         """The terms that begin with ``prefix`` (UTF-8)."""

@@ -19,6 +19,28 @@ long late_exact(const uint8_t *signs, long rows, long width, const int64_t *begi
 long late_estimated(const uint8_t *signs, long rows, long width, const int64_t *begins, const int64_t *lengths,
                     const int64_t *owners, long units, const uint8_t *query, long tokens, const float *cosines,
                     const double *weights, float *best, double *first, long slots);
+/* A question's tokens as late_steps makes them, what each weighs, and the similarity by differing signs ([width + 1]). */
+typedef struct {
+    const int16_t *steps;
+    const double *sums, *scales, *weights;
+    const uint8_t *signs;
+    const float *cosines;
+    long tokens, width;
+} late_query;
+
+/* The tokens of memories: signs[rows, width / 8]; by slot below known, where its tokens start and how many they are. */
+typedef struct {
+    const uint8_t *signs;
+    const int64_t *starts;
+    const int32_t *counts;
+    long rows, width, known;
+} token_rows;
+
+long late_whole(const late_query *query, const token_rows *stored, const int64_t *slots, long count, long most_exact, long most,
+                float *best, double *first, uint8_t *seen);
+long cut_pool(const late_query *query, const int64_t *slots, const double *columns, long rows, long stride, long count,
+              const float *best, const double *first, double share, const uint64_t *keys, long key_count, long kept,
+              int64_t *order, double *level, int64_t *kept_slots, double *kept_columns, float *kept_best);
 void occurrences(const uint16_t *ids, long count, const uint16_t *wanted, long wanted_count, int64_t *counts);
 
 void tally(const uint16_t *ids, long count, int32_t step, int32_t *counts);
@@ -34,22 +56,90 @@ long order_best(const double *scores, const uint64_t *keys, long count, long wan
 void scale_rows(double *values, const uint8_t *wanted, long rows, long count);
 void weighted_sums(const float *values, const double *weights, long tokens, long columns, double *sums);
 
+/* A sealed run of postings: keys[terms], ascending; of each, the slots and counts from its start to the next one's (starts:
+   [terms + 1]; slots and counts: [postings]), unsigned numbers of so many bytes. home: what its live slots are at home in. */
+typedef struct {
+    const uint64_t *keys;
+    const void *starts, *slots, *counts;
+    long terms, postings, start_width, slot_width, count_width, home;
+} posting_segment;
+
+long postings_of(const posting_segment *segments, long count, const uint8_t *home, long homes, const uint64_t *tail_keys,
+                 const int32_t *tail_slots, const uint16_t *tail_counts, long tail, const uint64_t *keys, long wanted,
+                 int64_t *ends, int32_t *slots, uint16_t *counts, long room);
 long terms_found(const int32_t *slots, const uint16_t *counts, const int64_t *ends, long terms, long postings, const double *idf, double k1,
                  double norm, double norm_a_term, const double *lengths, long size, int32_t *places, int64_t *found,
                  double *bm25, double *coverage, uint8_t *frequencies);
-long windows_around(const int32_t *previous, const int32_t *next, long linked, const uint16_t *words, const int32_t *speakers,
-                    long known, const int64_t *slots, long count, long reach, long budget, int64_t *found);
-void windows_bm25(const int32_t *previous, const int32_t *next, long linked, const uint16_t *words, const int32_t *speakers,
-                  long known, const int64_t *slots, long count, long reach, long budget, const double *lengths,
-                  const uint8_t *frequencies, long size, const double *idf, long terms, double k1, double b, double *scores);
+/* Who stands beside whom, by slot: links (-1 at the end of a session) below linked, words and speakers (-1 for nobody) below
+   known. */
+typedef struct {
+    const int32_t *previous, *next;
+    const uint16_t *words;
+    const int32_t *speakers;
+    long linked, known;
+} talk_links;
+
+/* What a question's words say, by slot below size: its place (0 for none) in bm25 and coverage; frequencies: [terms, size]; lengths;
+   idf: [terms]. */
+typedef struct {
+    const int32_t *places;
+    const double *bm25, *coverage, *lengths, *idf;
+    const uint8_t *frequencies;
+    long size, found, terms;
+} word_scores;
+
+/* How the scores of candidates become one: each scaled and times its weight, or given (by candidate, NULL for none) in place of
+   cosine and BM25; boost times the share of the rare terms that a candidate holds is added; the sum is multiplied by factors
+   (by candidate, NULL for none). */
+typedef struct {
+    double by_vector, by_words, by_window, boost;
+    const double *given, *factors;
+    const int64_t *rare;
+    long rare_count;
+} fusion;
+
+long spread(const talk_links *talk, const int64_t *slots, const double *scores, long count, const uint8_t *allowed,
+            long allowed_count, const uint64_t *keys, long key_count, long wanted, long around, long reach, long budget,
+            int64_t *found);
+long fuse(const talk_links *talk, const word_scores *words, const fusion *how, const int64_t *slots, const double *cosines,
+          long count, long reach, long budget, double k1, double b, const uint64_t *keys, long key_count, int64_t *ordered,
+          double *columns);
 long best_hits(const int64_t *slots, const double *scores, long count, const uint8_t *allowed, long allowed_count,
                const uint64_t *keys, long key_count, long wanted, int64_t *places);
 void weighted_rows(const double *values, const double *weights, long rows, long count, double *sums);
 void ranks(const double *values, long count, int64_t *ahead);
-long trait_rows(const int64_t *slots, long count, long size, const uint16_t *words, const float *about_self,
-                const uint8_t *asks, const uint8_t *has_time, const uint8_t *has_number, const uint8_t *roles,
-                uint8_t assistant, const double *lengths, long longest, int asks_when, int asks_how_much, int of_self,
-                double *rows);
+long ordered_sums(const double *values, const double *weights, long rows, long count, const double *added, const int64_t *slots,
+                  const uint64_t *keys, long key_count, double *sums, int64_t *order);
+
+/* A ranked pool: slots[count], what is known of each, and best: [tokens, count]. */
+typedef struct {
+    const int64_t *slots;
+    const double *cosine, *bm25, *coverage, *window, *late, *late_first;
+    const float *best;
+    long count;
+} pool_memories;
+
+/* By slot below size: what the words of a memory say about it. */
+typedef struct {
+    const uint16_t *words;
+    const float *about_self;
+    const uint8_t *asks, *has_time, *has_number, *roles;
+    long size;
+} trait_columns;
+
+/* What a question asks about; lengths: by words, the last (longest) for all that have more; assistant: the role that is one. */
+typedef struct {
+    int asks_when, asks_how_much, of_self, assistant;
+    const double *lengths;
+    long longest;
+} asked_traits;
+
+long common_features(const pool_memories *pool, const trait_columns *traits, const asked_traits *asked, double rank_scale,
+                     const int64_t *places, double *values);
+long lone_features(const pool_memories *pool, const word_scores *words, double k1, double b, const late_query *query,
+                   const int64_t *places, double *values);
+void close_features(const pool_memories *pool, const double *talk_lengths, long features, const uint8_t *graded,
+                    const int64_t *places, double *values);
 
 void stretches(const int32_t *previous, const int32_t *next, long linked, const uint16_t *words, const int32_t *speakers,
                const double *when, long known, const int64_t *slots, long count, long reach, double pause,

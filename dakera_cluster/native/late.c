@@ -8,9 +8,10 @@
 #include "portable.h"
 
 #define MAX_WIDTH 4096
-/* Two tokens of the question share a lane of 32 bits; so many are matched at once. */
-#define LANES 8
-#define BLOCK (2 * LANES)
+/* Tokens of a question that are matched at once: the tables of so few stay in the nearest cache, those of so many do not. */
+#define FEW 8
+#define MANY 16
+#define TABLE_BYTES (2 * MANY)
 /* Dimensions a table stands for, and its rows. */
 #define GROUP 4
 #define ROWS (1 << GROUP)
@@ -29,13 +30,6 @@
 #include <immintrin.h>
 #endif
 
-typedef uint32_t pairs __attribute__((vector_size(4 * LANES)));
-
-INLINED pairs greater(pairs left, pairs right) {
-    pairs is_left = (pairs)(left > right);
-    return (left & is_left) | (right & ~is_left);
-}
-
 /* What the units of a slot mean for it: the best unit's similarities, and the first one's weighted sum. */
 INLINED void keep(const float *similar, const double *weights, long tokens, int64_t owner, int is_first, double *leading,
                   float *best, double *first, long slots) {
@@ -47,77 +41,21 @@ INLINED void keep(const float *similar, const double *weights, long tokens, int6
     for (long token = 0; token < tokens; token++) best[token * slots + owner] = similar[token];
 }
 
-/* Sign bits select the steps to be summed, and four of them do so in sixteen ways: a table for each four dimensions holds the
-   sums, of all tokens side by side, and a stored token is matched by one look-up in each. Tables go by nibble, the lower one of
-   a byte first; a byte has the first dimension in its highest bit. What a sum could fall below zero is added to it (at most
-   8,188 are between its bounds), so that eight of them stay within the 16 bits of a token. Returns in lifts what was added. */
-INLINED void make_tables(const int16_t *steps, long width, long tokens, pairs *tables, int32_t *lifts) {
-    memset(lifts, 0, BLOCK * sizeof(int32_t));
-    for (long group = 0; group < width / GROUP; group++) {
-        uint32_t halves[GROUP][LANES] = {{0}}, below[LANES] = {0};
-        for (long token = 0; token < tokens; token++) {
-            const int16_t *own = steps + token * width + (group + 1) * GROUP - 1;
-            uint32_t unit = token < LANES ? 1 : 1 << 16;
-            int32_t lift = 0;
-            for (long bit = 0; bit < GROUP; bit++) {
-                halves[bit][token % LANES] += unit * (uint32_t)own[-bit];
-                lift -= own[-bit] < 0 ? own[-bit] : 0;
-            }
-            below[token % LANES] += unit * (uint32_t)lift;
-            lifts[token] += lift;
-        }
-        pairs columns[GROUP], *table = tables + (group ^ 1) * ROWS;
-        memcpy(columns, halves, sizeof columns);
-        memcpy(table, below, sizeof *table);
-        for (long row = 1; row < ROWS; row++) table[row] = table[row & (row - 1)] + columns[__builtin_ctzl(row)];
-    }
-}
-
-/* The row of a table that the four bits from the sixth on name: with them in place, an index needs no further shift. */
-INLINED pairs row_at(const pairs *table, uint64_t bits) {
-    return *(const pairs *)((const char *)table + (bits & (ROWS - 1) * sizeof(pairs)));
-}
-
-/* The sums of the lower and the upper tokens of all lanes that a row of signs selects, lifted, made the greater of themselves
-   and what is given. */
-INLINED void raise_to(const uint8_t *row, long bytes, const pairs *table, pairs *lower, pairs *upper) {
-    /* both = lower + 65,536 * upper, modulo what a lane holds: the lower sum follows from it at the end. */
-    pairs both = {0}, high = {0};
-    for (; bytes >= 4; bytes -= 4, row += 4, table += 8 * ROWS) {
-        uint64_t word = (uint32_t)row[0] | (uint32_t)row[1] << 8 | (uint32_t)row[2] << 16 | (uint32_t)row[3] << 24;
-        pairs sum = row_at(table, word << 5);
-        sum += row_at(table + ROWS, word << 1);
-        for (long nibble = 2; nibble < 8; nibble++) sum += row_at(table + nibble * ROWS, word >> (4 * nibble - 5));
-        both += sum;
-        high += sum >> 16;
-    }
-    for (; bytes > 0; bytes--, row++, table += 2 * ROWS) {
-        pairs sum = row_at(table, *row << 5) + row_at(table + ROWS, *row << 1);
-        both += sum;
-        high += sum >> 16;
-    }
-    *lower = greater(both - (high << 16), *lower);
-    *upper = greater(high, *upper);
-}
-
 /* Memories lie anywhere among all tokens: their first lines are asked for while others are matched. */
 INLINED void fetch(const uint8_t *data, long bytes) {
     if (bytes > MAX_FETCHED) bytes = MAX_FETCHED;
     for (long at = 0; at < bytes; at += CACHE_LINE) __builtin_prefetch(data + at);
 }
 
-/* Of each unit: uint32[BLOCK], the greatest sum that its rows select for each token, lifted. */
-INLINED void greatest_of(const uint8_t *signs, long bytes, const int64_t *begins, const int64_t *lengths, long units,
-                         const pairs *tables, uint32_t *greatest) {
-    for (long unit = 0; unit < units; unit++, greatest += BLOCK) {
-        if (unit + AHEAD < units) fetch(signs + begins[unit + AHEAD] * bytes, lengths[unit + AHEAD] * bytes);
-        const uint8_t *row = signs + begins[unit] * bytes, *end = row + lengths[unit] * bytes;
-        pairs lower = {0}, upper = {0};
-        for (; row < end; row += bytes) raise_to(row, bytes, tables, &lower, &upper);
-        memcpy(greatest, &lower, sizeof lower);
-        memcpy(greatest + LANES, &upper, sizeof upper);
-    }
-}
+#define LANES 4
+#define LANE_BITS 4
+#define BY_LANES(name) name##_of_four
+#include "late_tables.h"
+
+#define LANES 8
+#define LANE_BITS 5
+#define BY_LANES(name) name##_of_eight
+#include "late_tables.h"
 
 /* Each token as whole steps, its largest component at largest of them; scales: a step's worth in the whole, unit the worth of a
    token's greatest component in steps; signs: [tokens, width / 8], the first dimension in the highest bit. */
@@ -157,27 +95,32 @@ long late_exact(const uint8_t *signs, long rows, long width, const int64_t *begi
                 const double *weights, float *best, double *first, long slots) {
     if (!are_within(begins, lengths, owners, units, rows, slots)) return -2;
     float similar[MAX_TOKENS];
-    int32_t lifts[(MAX_TOKENS + BLOCK - 1) / BLOCK * BLOCK];
-    long bytes = width / 8, blocks = (tokens + BLOCK - 1) / BLOCK;
+    int32_t lifts[MANY];
+    long bytes = width / 8;
     double leading = 0;
-    pairs *tables = aligned_alloc(64, (width / GROUP * ROWS * sizeof(pairs) + 64) / 64 * 64);
-    uint32_t *greatest = malloc((blocks * units * BLOCK + 1) * sizeof(uint32_t));
-    long status = tables && greatest ? 0 : -1;
-    for (long block = 0; !status && block < blocks; block++) {
-        long token = block * BLOCK, left = tokens - token;
-        uint32_t *own = greatest + block * units * BLOCK;
-        make_tables(steps + token * width, width, left < BLOCK ? left : BLOCK, tables, lifts + token);
-        greatest_of(signs, bytes, begins, lengths, units, tables, own);
+    void *tables = aligned_alloc(64, (width / GROUP * ROWS * TABLE_BYTES + 64) / 64 * 64);
+    int32_t *dots = malloc((tokens * units + 1) * sizeof *dots);
+    long status = tables && dots ? 0 : -1;
+    for (long token = 0, some; !status && token < tokens; token += some) {
+        const int16_t *own = steps + token * width;
+        long left = tokens - token;
+        some = left < MANY ? left : MANY;
+        if (some <= FEW) {
+            make_tables_of_four(own, width, some, tables, lifts);
+            greatest_of_four(signs, bytes, begins, lengths, units, tables, lifts, some, tokens, dots + token);
+        } else {
+            make_tables_of_eight(own, width, some, tables, lifts);
+            greatest_of_eight(signs, bytes, begins, lengths, units, tables, lifts, some, tokens, dots + token);
+        }
     }
     for (long unit = 0; !status && unit < units; unit++) {
-        for (long token = 0; token < tokens; token++) {
-            int32_t dot = (int32_t)greatest[(token / BLOCK * units + unit) * BLOCK + token % BLOCK] - lifts[token];
-            similar[token] = (float)((2.0 * dot - sums[token]) * scales[token]);
-        }
+        const int32_t *own = dots + unit * tokens;
+        for (long token = 0; token < tokens; token++)
+            similar[token] = (float)((2.0 * own[token] - sums[token]) * scales[token]);
         int is_first = unit == 0 || owners[unit] != owners[unit - 1];
         keep(similar, weights, tokens, owners[unit], is_first, &leading, best, first, slots);
     }
-    free(greatest);
+    free(dots);
     free(tables);
     return status;
 }
@@ -266,6 +209,40 @@ long late_estimated(const uint8_t *signs, long rows, long width, const int64_t *
     }
     free(fewest);
     return 0;
+}
+
+/* Memories matched as one unit each, those of more tokens in all than most_exact by signs alone. best: [tokens, count]; first and
+   seen: [count]; what has no tokens is not seen. Returns 0, -1 and -2 as late_exact, or -3 when there are more tokens than
+   most: then nothing is matched. */
+long late_whole(const late_query *query, const token_rows *stored, const int64_t *slots, long count, long most_exact, long most,
+                float *best, double *first, uint8_t *seen) {
+    int64_t *begins = malloc((3 * count + 1) * sizeof *begins), *lengths = begins + count, *owners = lengths + count, total = 0;
+    if (!begins) return -1;
+    long units = 0;
+    for (long at = 0; at < count; at++) {
+        int64_t slot = slots[at], own = slot >= 0 && slot < stored->known ? stored->counts[slot] : 0;
+        seen[at] = own > 0;
+        if (own <= 0) continue;
+        begins[units] = stored->starts[slot];
+        lengths[units] = own;
+        owners[units++] = at;
+        total += own;
+    }
+    long status = 0;
+    if (total > most) {
+        status = -3;
+    } else {
+        memset(best, 0, query->tokens * count * sizeof *best);
+        memset(first, 0, count * sizeof *first);
+        if (total && total <= most_exact)
+            status = late_exact(stored->signs, stored->rows, stored->width, begins, lengths, owners, units, query->steps,
+                                query->tokens, query->sums, query->scales, query->weights, best, first, count);
+        else if (total)
+            status = late_estimated(stored->signs, stored->rows, stored->width, begins, lengths, owners, units, query->signs,
+                                    query->tokens, query->cosines, query->weights, best, first, count);
+    }
+    free(begins);
+    return status;
 }
 
 /* counts: [wanted_count], how often each is among the ids. */

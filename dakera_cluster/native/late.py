@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dakera_cluster.native.library import given, kernels
+from dakera_cluster.native.library import allocated, given, kernels
 
 MAX_WIDTH = 4096
 MAX_TOKENS = 64
 MAX_STEP = 2047
 """Largest component of a question's token: sixteen of them stay within 16 bits."""
-NO_MEMORY, BEYOND = -1, -2
+NO_MEMORY, BEYOND, TOO_MANY = -1, -2, -3
 
 Runs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 """``(begins, lengths, owners)``: rows of signs matched on their own, and whose they are; those of one owner together."""
@@ -43,6 +43,130 @@ def steps(
         given(signs, np.uint8),
     )
     return whole, sums, scales, signs
+
+
+class Query:
+    """The tokens of a question as ``steps`` makes them, what each weighs (``weights`` float64[t]), and the similarity by differing
+    signs (``cosines`` float32[d + 1]). ``struct``: all of it, for kernels."""
+
+    __slots__ = ("_kept", "cosines", "scales", "signs", "steps", "struct", "sums", "weights", "width")
+
+    def __init__(
+        self,
+        steps: NDArray[np.int16],
+        sums: NDArray[np.float64],
+        scales: NDArray[np.float64],
+        signs: NDArray[np.uint8],
+        weights: NDArray[np.float64],
+        cosines: NDArray[np.float32],
+    ) -> None:
+        tokens, width = steps.shape
+        if width > MAX_WIDTH or tokens > MAX_TOKENS or signs.shape != (tokens, width // 8) or len(cosines) != width + 1:
+            raise ValueError(f"{tokens} tokens of width {width} do not fit the kernel or the arrays given")
+        if not len(sums) == len(scales) == len(weights) == tokens:
+            raise ValueError("the parts of a question do not fit together")
+        self.steps, self.sums, self.scales, self.signs = steps, sums, scales, signs
+        self.weights, self.cosines, self.width = weights, cosines, width
+        self._kept = (
+            given(steps, np.int16),
+            given(sums, np.float64),
+            given(scales, np.float64),
+            given(weights, np.float64),
+            given(signs, np.uint8),
+            given(cosines, np.float32),
+        )
+        self.struct = allocated("late_query", 1)
+        own = self.struct[0]
+        own.steps, own.sums, own.scales, own.weights, own.signs, own.cosines = self._kept
+        own.tokens, own.width = tokens, width
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+
+class Stored:
+    """The tokens of memories: ``signs`` uint8[rows, d / 8]; by slot, ``starts`` (int64) and ``counts`` (int32) of their rows. Good
+    for as long as its arrays are the owner's."""
+
+    def __init__(self, signs: NDArray[np.uint8], starts: NDArray[np.int64], counts: NDArray[np.int32]) -> None:
+        self.arrays = (signs, starts, counts)
+        self._kept = given(signs, np.uint8), given(starts, np.int64), given(counts, np.int32)
+        self.struct = allocated("token_rows", 1)
+        own = self.struct[0]
+        own.signs, own.starts, own.counts = self._kept
+        own.rows, own.width, own.known = len(signs), 8 * signs.shape[1], min(len(starts), len(counts))
+
+
+def whole(
+    query: Query, stored: Stored, slots: NDArray[np.int64], most_exact: int, most: int
+) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.bool_]] | None:
+    """``(best float32[t, n], first float64[n], seen bool[n])``: each of ``slots`` matched as one run of tokens:
+    exactly while they hold at most ``most_exact`` tokens together, else by signs. None when they hold more than ``most``."""
+    if stored.struct[0].width != query.width:
+        raise ValueError("tokens of another width")
+    best = np.empty((len(query), len(slots)), np.float32)
+    first, seen = np.empty(len(slots)), np.empty(len(slots), np.bool_)
+    status = kernels.late_whole(
+        query.struct,
+        stored.struct,
+        given(slots, np.int64),
+        len(slots),
+        most_exact,
+        most,
+        given(best, np.float32),
+        given(first, np.float64),
+        given(seen, np.bool_),
+    )
+    if status == TOO_MANY:
+        return None
+    _done(status)
+    return best, first, seen
+
+
+def cut(
+    query: Query,
+    slots: NDArray[np.int64],
+    columns: NDArray[np.float64],
+    best: NDArray[np.float32],
+    first: NDArray[np.float64],
+    share: float,
+    keys: NDArray[np.uint64],
+    kept: int,
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float32]]:
+    """The pool, the first n of some candidates, by its first column (``columns``: float64[r, candidates]) and ``share`` times its
+    late scores (the weighted ``best``, float32[t, n]), both scaled; ties by ``keys`` (by slot): ``(order int64[n], level
+    float64[n] by place, slots int64[m], columns float64[r + 2, m], best float32[t, m])``, the last three of the ``kept``
+    first, their late scores and ``first`` (float64[n]) behind the columns. Raises ValueError for a slot without a key."""
+    (rows, candidates), count = columns.shape, len(first)
+    if len(slots) != candidates or count > candidates or best.shape != (len(query), count) or not rows:
+        raise ValueError("the arrays of a pool do not fit together")
+    kept = max(0, min(kept, count))
+    order, level, kept_slots = np.empty(count, np.int64), np.empty(count), np.empty(kept, np.int64)
+    kept_columns, kept_best = np.empty((rows + 2, kept)), np.empty((len(query), kept), np.float32)
+    status = kernels.cut_pool(
+        query.struct,
+        given(slots, np.int64),
+        given(columns, np.float64),
+        rows,
+        candidates,
+        count,
+        given(best, np.float32),
+        given(first, np.float64),
+        share,
+        given(keys, np.uint64),
+        len(keys),
+        kept,
+        given(order, np.int64),
+        given(level, np.float64),
+        given(kept_slots, np.int64),
+        given(kept_columns, np.float64),
+        given(kept_best, np.float32),
+    )
+    if status == NO_MEMORY:
+        raise MemoryError("no memory to order a pool")
+    if status == BEYOND:
+        raise ValueError("a slot has no key")
+    return order, level, kept_slots, kept_columns, kept_best
 
 
 def exact(

@@ -30,6 +30,7 @@ _C_TYPES = {
         (np.bool_, "uint8_t"),
         (np.uint8, "uint8_t"),
         (np.uint16, "uint16_t"),
+        (np.uint32, "uint32_t"),
         (np.uint64, "uint64_t"),
         (np.float32, "float"),
         (np.float64, "double"),

@@ -110,3 +110,60 @@ void ranks(const double *values, long count, int64_t *ahead) {
         ahead[place] = greater;
     }
 }
+
+/* own: [count], the keys of slots. Returns 0 when one has none. */
+static int keys_of(const int64_t *slots, long count, const uint64_t *keys, long key_count, uint64_t *own) {
+    for (long at = 0; at < count; at++) {
+        if (slots[at] < 0 || slots[at] >= key_count) return 0;
+        own[at] = keys[slots[at]];
+    }
+    return 1;
+}
+
+/* The pool by the sum of what its first column and its late scores (the weighted sums of best: [tokens, count], times share) say,
+   both scaled; ties by key. columns: [rows, count], rows stride apart. order and level: [count], the order and the sums. Of the
+   first kept (at most count) in that order: kept_slots; kept_columns: [rows + 2, kept], the columns, the late scores and first;
+   kept_best: [tokens, kept]. Returns 0, -1 without memory, -2 when a slot has no key. */
+long cut_pool(const late_query *query, const int64_t *slots, const double *columns, long rows, long stride, long count,
+              const float *best, const double *first, double share, const uint64_t *keys, long key_count, long kept,
+              int64_t *order, double *level, int64_t *kept_slots, double *kept_columns, float *kept_best) {
+    static const uint8_t both[2] = {1, 1};
+    double *late = malloc((3 * count + 1) * sizeof *late), *scaled = late + count;
+    uint64_t *own_keys = malloc((count + 1) * sizeof *own_keys);
+    long status = !late || !own_keys ? -1 : keys_of(slots, count, keys, key_count, own_keys) ? 0 : -2;
+    if (!status) {
+        weighted_sums(best, query->weights, query->tokens, count, late);
+        memcpy(scaled, columns, count * sizeof *scaled);
+        memcpy(scaled + count, late, count * sizeof *scaled);
+        scale_rows(scaled, both, 2, count);
+        for (long at = 0; at < count; at++) level[at] = scaled[at] + share * scaled[count + at];
+        status = order_best(level, own_keys, count, count, order) < 0 ? -1 : 0;
+    }
+    for (long at = 0; !status && at < kept; at++) {
+        int64_t place = order[at];
+        kept_slots[at] = slots[place];
+        for (long row = 0; row < rows; row++) kept_columns[row * kept + at] = columns[row * stride + place];
+        kept_columns[rows * kept + at] = late[place];
+        kept_columns[(rows + 1) * kept + at] = first[place];
+        for (long token = 0; token < query->tokens; token++) kept_best[token * kept + at] = best[token * count + place];
+    }
+    free(late);
+    free(own_keys);
+    return status;
+}
+
+/* The weighted rows (weighted_rows) and what is added to each sum, and their order by key: [count] each. Returns how many
+   neighbours in it are equal, -1 without memory, -2 when a slot has no key. */
+long ordered_sums(const double *values, const double *weights, long rows, long count, const double *added, const int64_t *slots,
+                  const uint64_t *keys, long key_count, double *sums, int64_t *order) {
+    uint64_t *own = malloc((count + 1) * sizeof *own);
+    long status = !own ? -1 : keys_of(slots, count, keys, key_count, own) ? 0 : -2, equal = 0;
+    if (!status) {
+        weighted_rows(values, weights, rows, count, sums);
+        for (long at = 0; at < count; at++) sums[at] += added[at];
+        status = order_best(sums, own, count, count, order) < 0 ? -1 : 0;
+    }
+    for (long at = 1; !status && at < count; at++) equal += sums[order[at]] == sums[order[at - 1]];
+    free(own);
+    return status ? status : equal;
+}

@@ -1,28 +1,47 @@
-"""BM25 of the memories that hold a question's terms. Called by retrieval/lexical.py."""
+"""BM25 of the memories that hold a question's terms. Called by retrieval/lexical.py, read by windows.py."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dakera_cluster.native.library import given, kernels
+from dakera_cluster.native.library import allocated, given, kernels
 
 MAX_FREQUENCY = 255
 """Counts of a term are kept in a byte: beyond this they count as this many."""
 
 
-@dataclass(frozen=True, slots=True)
 class Found:
-    """The m memories that hold a term. ``slots``: int64[m]. ``places``: int32 by slot, 1 + its place in ``slots``, 0 for none.
-    ``bm25`` and ``coverage``: float64[1 + m], 0 in the cell of none. ``frequencies``: uint8[t, size], at most MAX_FREQUENCY."""
+    """The m memories that hold one of t terms. ``slots``: int64[m]. ``places``: int32 by slot, 1 + its place in ``slots``, 0 for
+    none. ``bm25`` and ``coverage``: float64[1 + m], 0 in the cell of none. ``frequencies``: uint8[t, size], at most
+    MAX_FREQUENCY. ``struct``: all of it, for other kernels."""
 
-    slots: NDArray[np.int64]
-    places: NDArray[np.int32]
-    bm25: NDArray[np.float64]
-    coverage: NDArray[np.float64]
-    frequencies: NDArray[np.uint8]
+    __slots__ = ("_kept", "bm25", "coverage", "frequencies", "places", "slots", "struct", "terms")
+
+    def __init__(
+        self,
+        slots: NDArray[np.int64],
+        places: NDArray[np.int32],
+        bm25: NDArray[np.float64],
+        coverage: NDArray[np.float64],
+        frequencies: NDArray[np.uint8],
+        lengths: NDArray[np.float64],
+        idf: NDArray[np.float64],
+    ) -> None:
+        self.slots, self.places, self.bm25, self.coverage = slots, places, bm25, coverage
+        self.frequencies, self.terms = frequencies, len(idf)
+        self._kept = (
+            given(places, np.int32),
+            given(bm25, np.float64),
+            given(coverage, np.float64),
+            given(lengths, np.float64),
+            given(idf, np.float64),
+            given(frequencies, np.uint8),
+        )
+        self.struct = allocated("word_scores", 1)
+        own = self.struct[0]
+        own.places, own.bm25, own.coverage, own.lengths, own.idf, own.frequencies = self._kept
+        own.size, own.found, own.terms = len(lengths), len(slots), len(idf)
 
 
 def found(
@@ -62,4 +81,4 @@ def found(
     )
     if count < 0:
         raise ValueError("the postings reach beyond the lengths, or their ends beyond them")
-    return Found(held[:count], places, bm25[: 1 + count], coverage[: 1 + count], frequencies)
+    return Found(held[:count], places, bm25[: 1 + count], coverage[: 1 + count], frequencies, lengths, idf)

@@ -47,21 +47,39 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """``slots``: int64[n], the best first; ``fused``: float64[n], descending. Parallel to them ``cosine`` (float64[n], NaN
-    without a vector), ``bm25``, ``coverage`` and ``window`` (float64[n])."""
+    """``slots``: int64[n], the best first. ``columns``: float64[5, n], parallel to them: ``fused`` (descending), ``cosine`` (NaN
+    without a vector), ``bm25``, ``coverage`` and ``window``."""
 
     slots: NDArray[np.int64]
-    fused: NDArray[np.float64]
-    cosine: NDArray[np.float64]
-    bm25: NDArray[np.float64]
-    coverage: NDArray[np.float64]
-    window: NDArray[np.float64]
+    columns: NDArray[np.float64]
+
+    @property
+    def fused(self) -> NDArray[np.float64]:
+        return self.columns[0]
+
+    @property
+    def cosine(self) -> NDArray[np.float64]:
+        return self.columns[1]
+
+    @property
+    def bm25(self) -> NDArray[np.float64]:
+        return self.columns[2]
+
+    @property
+    def coverage(self) -> NDArray[np.float64]:
+        return self.columns[3]
+
+    @property
+    def window(self) -> NDArray[np.float64]:
+        return self.columns[4]
 
     def head(self, n: int) -> Candidates:
         """The first ``n``."""
-        return Candidates(
-            self.slots[:n], self.fused[:n], self.cosine[:n], self.bm25[:n], self.coverage[:n], self.window[:n]
-        )
+        return Candidates(self.slots[:n], self.columns[:, :n])
+
+    def at(self, places: NDArray[np.int64]) -> Candidates:
+        """Those at ``places``."""
+        return Candidates(self.slots[places], self.columns.take(places, axis=1))
 
 
 def candidates(
@@ -81,13 +99,21 @@ def candidates(
     size = max(LIST_SIZE, options.k)
     vectors = _comparable(view, query) if routing is not Routing.BM25 else None
     keys = view.evidence.whole_column("key")
-    talk = _talk(view)
+    talk = view.evidence.talk
     rare = _rare_names(view, query.text, words)
     found = _NOTHING
     if routing is not Routing.VECTOR:
-        by_words = words.found.slots[hits.best(words.found.slots, words.found.bm25[1:], keys, size, allowed)]
-        beside = windows.around(talk, by_words[:SPREAD_FROM], SPREAD_REACH, WINDOW_WORDS // 2)
-        found = np.concatenate([by_words, _only(beside, allowed)])
+        found = windows.spread(
+            talk,
+            words.found.slots,
+            words.found.bm25[1:],
+            keys,
+            size,
+            allowed,
+            SPREAD_FROM,
+            SPREAD_REACH,
+            WINDOW_WORDS // 2,
+        )
     if vectors is None or query.vector is None:
         slots = np.unique(found)
         cosine = np.full(len(slots), np.nan)
@@ -99,27 +125,12 @@ def candidates(
         for _ in range(1, options.iterations):
             slots = np.union1d(slots, _again(view, query.vector, vectors, slots, cosine, words, allowed))
             cosine = vectors.scores(query.vector, slots).astype(np.float64)
-    window = windows.bm25(
-        talk,
-        slots,
-        WINDOW_REACH,
-        WINDOW_WORDS // 2,
-        words.lengths,
-        words.frequencies,
-        words.idf,
-        WINDOW_K1,
-        WINDOW_B,
+    how = _fusion(view, words, slots, cosine, rare, options, settings, routing, time)
+    return Candidates(
+        *windows.fused(
+            talk, words.found, how, slots, cosine, WINDOW_REACH, WINDOW_WORDS // 2, WINDOW_K1, WINDOW_B, keys
+        )
     )
-    bm25, coverage = words.at(slots)
-    fused = _fused(
-        view, words, Candidates(slots, cosine, cosine, bm25, coverage, window), rare, options, settings, routing
-    )
-    if time is not None and time.is_bound and settings.temporal_inference:
-        when = view.evidence.column("when", slots)
-        near = np.maximum(day_closeness(when, time), month_match(when, time))
-        fused = fused * (1 + settings.temporal_mult_beta * (near - 0.5))
-    order = hits.best(slots, fused, keys, len(slots))
-    return Candidates(slots[order], fused[order], cosine[order], bm25[order], coverage[order], window[order])
 
 
 _NOTHING = np.zeros(0, np.int64)
@@ -130,18 +141,6 @@ def _comparable(view: RecallView, query: QueryFeatures) -> VectorIndex | None:
     if query.vector is None or view.vectors is None or view.vectors.dimension != len(query.vector):
         return None
     return view.vectors
-
-
-def _talk(view: RecallView) -> windows.Talk:
-    evidence, order = view.evidence, view.evidence.order
-    return windows.Talk(order.previous, order.next, evidence.whole_column("words"), evidence.whole_column("speaker"))
-
-
-def _only(slots: NDArray[np.int64], allowed: Mask | None) -> NDArray[np.int64]:
-    if allowed is None:
-        return slots
-    slots = slots[slots < len(allowed)]
-    return slots[allowed[slots]]
 
 
 def _by_passage(view: RecallView, vector: NDArray[np.float32], size: int, allowed: Mask | None) -> NDArray[np.int64]:
@@ -185,33 +184,35 @@ def _again(
     return vectors.survey(moved, keys, ENTITY_LIST_SIZE, allowed, _NOTHING, 0, others)[0]
 
 
-def _fused(
+def _fusion(
     view: RecallView,
     words: WordScores,
-    found: Candidates,
+    slots: NDArray[np.int64],
+    cosine: NDArray[np.float64],
     rare: list[int],
     options: Options,
     settings: Settings,
     routing: Routing,
-) -> NDArray[np.float64]:
-    """float64[n]: the score of each of ``found``, whose own order and ``fused`` mean nothing yet."""
-    by_vector, by_words, by_window = ties.all_scaled(found.cosine, found.bm25, found.window)
-    if routing is Routing.VECTOR:
-        return np.asarray(by_vector)
-    if routing is Routing.BM25:
-        return np.asarray(by_words)
+    time: QueryTime | None,
+) -> windows.Fusion:
+    """What the candidates' scores are made of."""
+    factors = None
+    if time is not None and time.is_bound and settings.temporal_inference:
+        when = view.evidence.column("when", slots)
+        near = np.maximum(day_closeness(when, time), month_match(when, time))
+        factors = np.asarray(1 + settings.temporal_mult_beta * (near - 0.5), np.float64)
+    if routing is not Routing.HYBRID:
+        by_vector = float(routing is Routing.VECTOR)
+        return windows.Fusion(by_vector, 1 - by_vector, 0.0, factors=factors)
     weight = 0.5 if options.vector_weight is None else options.vector_weight
+    given = None
     if options.fusion is Fusion.RRF:
-        said = np.where(found.bm25 > 0, found.bm25, np.nan)
-        fused = weight * _reciprocal(found.cosine, found.slots, view, settings)
-        fused += (1 - weight) * _reciprocal(said, found.slots, view, settings)
-    else:
-        fused = weight * by_vector + (1 - weight) * by_words
-    if options.fusion is None:
-        fused += WINDOW_WEIGHT * by_window
-    if settings.name_boost > 0 and rare:
-        fused += settings.name_boost * words.share(rare, found.slots)
-    return np.asarray(fused)
+        bm25, _ = words.at(slots)
+        said = np.where(bm25 > 0, bm25, np.nan)
+        given = weight * _reciprocal(cosine, slots, view, settings)
+        given += (1 - weight) * _reciprocal(said, slots, view, settings)
+    by_window = WINDOW_WEIGHT if options.fusion is None else 0.0
+    return windows.Fusion(weight, 1 - weight, by_window, settings.name_boost, rare, given, factors)
 
 
 def _reciprocal(

@@ -18,12 +18,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from dakera_cluster.native import late as native
 from dakera_cluster.retrieval import ties
 from dakera_cluster.retrieval.candidates import Candidates, Mask, candidates
 from dakera_cluster.retrieval.classify import QuestionKind, classify
 from dakera_cluster.retrieval.coverage import covering
 from dakera_cluster.retrieval.features import NAMES, Features, features
-from dakera_cluster.retrieval.late import LateQuery, late_query, match, supposed, weighted
+from dakera_cluster.retrieval.late import LateQuery, Matched, late_query, match, supposed
 from dakera_cluster.retrieval.lexical import WordScores, word_scores
 from dakera_cluster.retrieval.model import Model, shipped
 from dakera_cluster.retrieval.options import Options, Rerank, Settings
@@ -115,7 +116,7 @@ def rank(
         order = ties.ordered(relevance, view.evidence.keys(found.slots))
         order = ties.settled(order, relevance, found.slots, view.ids)[: options.k]
         level = relevance[order]
-        results = _taken(found, order)
+        results = found.at(order)
         return _ranking(results, level, np.clip(level, 0.0, 1.0), kind, len(found.slots), False, None, laps)
     prepared = _second_stage(view, query, kind, time, words, found, laps)
     return _answer(view, query, options, settings, prepared, model or shipped(), laps)
@@ -161,16 +162,21 @@ def _second_stage(
     pool = found.head(POOL)
     late = late_query(query, view.evidence.tokens, max(1, len(view.text)))
     own = match(late, view.evidence.tokens, pool.slots)
-    keys = view.evidence.keys(pool.slots)
     if own.bare.any():
-        own = supposed(own, pool.cosine, keys)
-    by_fused, by_late = ties.all_scaled(pool.fused, weighted(late, own.best))
-    seen = by_fused + LATE_SHARE * by_late
-    order = ties.ordered(seen, keys)
+        own = supposed(own, pool.cosine, view.evidence.keys(pool.slots))
+    order, seen, slots, columns, best = native.cut(
+        late,
+        found.slots,
+        found.columns,
+        own.best,
+        own.first,
+        LATE_SHARE,
+        view.evidence.whole_column("key"),
+        RANKED,
+    )
     laps.lap("late")
-    head = order[:RANKED]
-    ranked = _taken(pool, head)
-    values = features(view, query, late, words, time, ranked, own.at(head), found)
+    ranked = Candidates(slots, columns[:-2])
+    values = features(view, query, late, words, time, ranked, Matched(best, columns), found)
     laps.lap("features")
     rest = Block(found, np.arange(len(found.slots))[POOL:], found.fused)
     return Prepared(kind, late, values, ranked, Block(pool, order[RANKED:], seen), rest)
@@ -186,8 +192,11 @@ def _answer(
     laps: _Clock,
 ) -> Ranking:
     ranked = prepared.ranked
-    relevance = model.relevance(prepared.features.values) + _importance(view, query, ranked.slots, settings)
-    order = ties.settled(ties.ordered(relevance, view.evidence.keys(ranked.slots)), relevance, ranked.slots, view.ids)
+    importance = _importance(view, query, ranked.slots, settings)
+    keys = view.evidence.whole_column("key")
+    relevance, order, has_ties = model.ordered(prepared.features.values, importance, ranked.slots, keys)
+    if has_ties:
+        order = ties.settled(order, relevance, ranked.slots, view.ids)
     if prepared.kind in (QuestionKind.MULTI_HOP, QuestionKind.COMPARISON):
         order = covering(order, relevance, prepared.features.best, prepared.late.weights)
         # Scores must fall with the rank: a memory taken earlier for what it adds counts as much as the one it passed.
@@ -198,12 +207,12 @@ def _answer(
     explained = None
     if options.explain:
         explained = [_explained(prepared.features, int(row), model) for row in order[: options.k].tolist()]
-    blocks, levels, held = [_taken(ranked, order[: options.k])], [relevance], len(order)
+    blocks, levels, held = [ranked.at(order[: options.k])], [relevance], len(order)
     for block in (prepared.pool_rest, prepared.rest):
         if held >= options.k:
             break
         floor = (levels[-1][-1] if len(levels[-1]) else 0.0) - BLOCK_GAP
-        blocks.append(_taken(block.found, block.order))
+        blocks.append(block.found.at(block.order))
         levels.append(floor - 1.0 + ties.scaled(block.scores[block.order]))
         held += len(block.order)
     level = (np.concatenate(levels) if len(levels) > 1 else relevance)[: options.k]
@@ -235,23 +244,7 @@ def _importance(
 
 def _joined(blocks: list[Candidates]) -> Candidates:
     return Candidates(
-        np.concatenate([block.slots for block in blocks]),
-        np.concatenate([block.fused for block in blocks]),
-        np.concatenate([block.cosine for block in blocks]),
-        np.concatenate([block.bm25 for block in blocks]),
-        np.concatenate([block.coverage for block in blocks]),
-        np.concatenate([block.window for block in blocks]),
-    )
-
-
-def _taken(found: Candidates, order: NDArray[np.int64]) -> Candidates:
-    return Candidates(
-        found.slots[order],
-        found.fused[order],
-        found.cosine[order],
-        found.bm25[order],
-        found.coverage[order],
-        found.window[order],
+        np.concatenate([block.slots for block in blocks]), np.concatenate([block.columns for block in blocks], axis=1)
     )
 
 

@@ -10,6 +10,7 @@ of their passages. Owned by the shard's NamespaceView, read by the steps of the 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import is_
 from typing import Any
 
 import msgspec
@@ -22,6 +23,8 @@ from dakera_cluster.index.arrays import grown
 from dakera_cluster.index.vectors import VectorIndex
 from dakera_cluster.model.errors import CorruptionError
 from dakera_cluster.model.memories import Field
+from dakera_cluster.native.features import Traits
+from dakera_cluster.native.windows import Talk
 from dakera_cluster.retrieval.order import SessionOrder
 from dakera_cluster.retrieval.speakers import SpeakerNames
 from dakera_cluster.retrieval.temporal import head_time
@@ -63,6 +66,8 @@ class Evidence:
         self._speaker_codes: dict[str, int] = {}
         self._spoken: dict[int, int] = {}
         self._names: SpeakerNames | None = None
+        self._talk: Talk | None = None
+        self._traits: Traits | None = None
         self._columns: dict[str, np.ndarray] = {name: np.zeros(0, dtype) for name, (dtype, _) in _COLUMNS.items()}
         self._passage_owner: NDArray[np.int32] = np.zeros(0, np.int32)
         self._passages_of: dict[int, range] = {}
@@ -131,6 +136,26 @@ class Evidence:
     def whole_column(self, name: str) -> np.ndarray:
         """A column by slot, as long as it is; not to be changed."""
         return self._columns[name]
+
+    @property
+    def talk(self) -> Talk:
+        """Who stands beside whom; good until the next change."""
+        own = self.order.previous, self.order.next, self._columns["words"], self._columns["speaker"]
+        if self._talk is None or not all(map(is_, self._talk.arrays, own)):
+            self._talk = Talk(*own)
+        return self._talk
+
+    @property
+    def traits(self) -> Traits:
+        """What the words of memories say about them; good until the next change."""
+        if self._traits is None or not all(map(is_, self._traits.arrays, Traits.arrays_of(self._columns))):
+            self._traits = Traits(self._columns)
+        return self._traits
+
+    @property
+    def has_passages(self) -> bool:
+        """Whether any memory is long."""
+        return bool(self._passages_of)
 
     def passage_hits(
         self, query: NDArray[np.float32], k: int, allowed: np.ndarray | None

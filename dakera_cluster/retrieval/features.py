@@ -15,14 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dakera_cluster.native import features as native_features
 from dakera_cluster.native import late as native
-from dakera_cluster.native import order, traits
 from dakera_cluster.native import talk as native_talk
 from dakera_cluster.retrieval import talk
 from dakera_cluster.retrieval.candidates import Candidates
 from dakera_cluster.retrieval.context import Neighbourhood, neighbourhood
-from dakera_cluster.retrieval.late import LateQuery, Matches, alone, glance, weighted
-from dakera_cluster.retrieval.lexical import WordScores, window_scores
+from dakera_cluster.retrieval.late import LateQuery, Matched, glance
+from dakera_cluster.retrieval.lexical import WINDOW_B, WINDOW_K1, WordScores, window_scores
 from dakera_cluster.retrieval.order import NOBODY
 from dakera_cluster.retrieval.query import QueryFeatures
 from dakera_cluster.retrieval.temporal import QueryTime, day_closeness, month_match
@@ -98,16 +98,11 @@ FLAGS = frozenset(
 )
 """Features that mean the same for every question; all others are scaled over the ranked pool."""
 
-_SHARE_OF = {
-    "cosine_apart": "cosine",
-    "window_met": "window",
-    "window_wide_met": "window_wide",
-    "late_long": "late",
-    "cover_said": "cover_turn",
-}
+_SHARES = frozenset(("cosine_apart", "window_met", "window_wide_met", "late_long", "cover_said"))
 """Graded features that count again, in proportion to what else is known of the question or the memory."""
 _PLACE = {name: place for place, name in enumerate(NAMES)}
-_GRADED = np.array([name not in FLAGS or name in _SHARE_OF for name in NAMES])
+_LAYOUT = native_features.Layout([*NAMES], [name for name in NAMES if name not in FLAGS or name in _SHARES])
+_LENGTHS = native_features.Lengths(LENGTH_SCORES)
 _WORD = re.compile(r"[a-z0-9]+")
 _FIRST_PERSON = re.compile(r"\b(?:i|i['’]\w+|my|me|mine|we|our|us)\b", re.IGNORECASE)
 _HOW_MUCH = re.compile(
@@ -132,72 +127,35 @@ def features(
     words: WordScores,
     time: QueryTime,
     pool: Candidates,
-    own: Matches,
+    own: Matched,
     found: Candidates,
 ) -> Features:
     """The features of the pool. ``own`` are the matches of exactly the pool's slots; ``found``: all candidates."""
     slots = pool.slots
-    late_scores = weighted(late, own.best)
-    columns: dict[str, NDArray[np.float64]] = {
-        "bm25": pool.bm25,
-        "coverage": pool.coverage,
-        "window": pool.window,
-        "window_rank": _by_rank(pool.window),
-        "late": late_scores,
-        "late_first": own.first,
-        **_vectors(view, query, pool),
-        **_speaker(view, query.text, slots),
-        **_time(view, time, slots),
-        **_form(view, query.text, time, slots),
-    }
+    filled = native_features.Pool(_LAYOUT, slots, own.columns, own.best)
+    filled.add_common(
+        view.evidence.traits,
+        _LENGTHS,
+        Role.ASSISTANT,
+        RANK_SCALE,
+        asks_when=time.asks_when,
+        asks_how_much=_HOW_MUCH.search(query.text) is not None,
+        of_self=_FIRST_PERSON.search(query.text) is not None,
+    )
+    # A row that nothing is written to says nothing of anybody.
+    columns = {**_passages(view, query, pool), **_speaker(view, query.text, slots), **_time(view, time, slots)}
+    talk_lengths = None
     if view.evidence.order.is_empty:
-        columns |= _alone(late, words, pool, own, late_scores)
-        talk_length: NDArray[np.float64] | float = 0.0
+        filled.add_lone(words.found, WINDOW_K1, WINDOW_B, late)
     else:
         stretch = talk.stretch(view, slots)
-        columns |= _in_company(view, query, late, words, pool, own, late_scores, stretch, found)
-        talk_length = talk.length(stretch)
-    # A column that is not there says nothing of anybody.
-    values = np.zeros((len(NAMES), len(slots)))
+        columns |= _in_company(view, query, late, words, pool, own, stretch, found)
+        talk_lengths = talk.length(stretch)
     for name, column in columns.items():
-        values[_PLACE[name]] = column
-    for name, other in _SHARE_OF.items():
-        values[_PLACE[name]] = columns.get(other, 0.0)
-    order.scale_rows(values, _GRADED)
+        filled.values[_PLACE[name]] = column
     # A question in other words than the memories' own must be answered by meaning, one in the same words by the words.
-    met = float(pool.coverage.max(initial=0.0))
-    shares = {
-        "cosine_apart": 1 - met,
-        "window_met": met,
-        "window_wide_met": met,
-        "late_long": talk_length,
-        "cover_said": columns.get("speaker", 0.0),
-    }
-    for name, share in shares.items():
-        values[_PLACE[name]] *= share
-    return Features(slots, values.T, own.best)
-
-
-def _by_rank(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """1 for the greatest, half of it RANK_SCALE places later; equals share the better place."""
-    return np.asarray(RANK_SCALE / (RANK_SCALE + order.ranks(values)))
-
-
-def _alone(
-    late: LateQuery, words: WordScores, pool: Candidates, own: Matches, late_scores: NDArray[np.float64]
-) -> dict[str, NDArray[np.float64]]:
-    """What stands around a memory where none has a session: itself."""
-    text = window_scores(
-        words, pool.slots, np.empty((len(pool.slots), 0), np.int32), np.empty((len(pool.slots), 0), bool)
-    )
-    cover = alone(late, own.best)
-    return {
-        "window_turns": text,
-        "window_wide": text,
-        "cosine_lead": pool.cosine,
-        **dict.fromkeys(("cover_turn", "cover_next", "cover_near", "cover_talk"), cover),
-        "session": np.maximum(late_scores, 0.0),
-    }
+    filled.close(talk_lengths)
+    return Features(slots, filled.values.T, own.best)
 
 
 def _in_company(
@@ -206,8 +164,7 @@ def _in_company(
     late: LateQuery,
     words: WordScores,
     pool: Candidates,
-    own: Matches,
-    late_scores: NDArray[np.float64],
+    own: Matched,
     stretch: talk.Stretch,
     found: Candidates,
 ) -> dict[str, NDArray[np.float64]]:
@@ -223,17 +180,18 @@ def _in_company(
         "cosine_next": following,
         "cover_talk": talk.covered(late, best, slots, stretch),
         **_context(view, late, slots, best, around),
-        "session": native_talk.best_alike(np.maximum(late_scores, 0.0), view.evidence.order.codes(slots)),
+        "session": native_talk.best_alike(np.maximum(own.late, 0.0), view.evidence.order.codes(slots)),
         "in_session": (around.slots[:, 0] != NOBODY).astype(np.float64),
     }
 
 
-def _vectors(view: RecallView, query: QueryFeatures, pool: Candidates) -> dict[str, NDArray[np.float64]]:
-    if query.vector is None or view.vectors is None or view.vectors.dimension != len(query.vector):
-        unknown = np.full(len(pool.slots), np.nan)
-        return {"cosine": unknown, "passage": unknown}
+def _passages(view: RecallView, query: QueryFeatures, pool: Candidates) -> dict[str, NDArray[np.float64]]:
+    if not view.evidence.has_passages or query.vector is None:
+        return {}
+    if view.vectors is None or view.vectors.dimension != len(query.vector):
+        return {}
     passage = view.evidence.passage_scores(query.vector, pool.slots).astype(np.float64)
-    return {"cosine": pool.cosine, "passage": np.where(np.isnan(passage), pool.cosine, passage)}
+    return {"passage": np.where(np.isnan(passage), pool.cosine, passage)}
 
 
 def _context(
@@ -247,7 +205,7 @@ def _context(
     # The matches of the pool's own slots are known.
     places, others = native_talk.places_of(slots, around.slots, turn | near_words)
     if len(others):
-        best = np.concatenate([best, glance(late, view.evidence.tokens, others).T])
+        best = np.ascontiguousarray(np.concatenate([best, glance(late, view.evidence.tokens, others).T]))
     return {
         name: native.lent_cover(best, places, inside, NEIGHBOUR_SHARE, late.weights) for name, inside in windows.items()
     }
@@ -272,16 +230,3 @@ def _time(view: RecallView, time: QueryTime, slots: NDArray[np.int64]) -> dict[s
         "date_day": day_closeness(when, time).astype(np.float64),
         "date_month": month_match(when, time).astype(np.float64),
     }
-
-
-def _form(view: RecallView, question: str, time: QueryTime, slots: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
-    rows = traits.rows(
-        view.evidence.columns,
-        slots,
-        LENGTH_SCORES,
-        Role.ASSISTANT,
-        asks_when=time.asks_when,
-        asks_how_much=_HOW_MUCH.search(question) is not None,
-        of_self=_FIRST_PERSON.search(question) is not None,
-    )
-    return dict(zip(traits.ROWS, rows, strict=True))

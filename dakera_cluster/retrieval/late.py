@@ -29,21 +29,8 @@ MAX_TOKENS = 32_000
 """Tokens of one step of one recall; memories beyond it are matched by their first passage, then not at all."""
 
 
-@dataclass(frozen=True, slots=True)
-class LateQuery:
-    """``width``: d, the dimensions of a token; ``steps``: int16[t, d], each row's largest at MAX_STEP; ``sums``:
-    float64[t] their row sums; ``scales``: float64[t], a step's worth; ``weights``: float64[t], idf of the tokens, sum 1;
-    ``signs``: uint8[t, d / 8], sign bits."""
-
-    width: int
-    steps: NDArray[np.int16]
-    sums: NDArray[np.float64]
-    scales: NDArray[np.float64]
-    weights: NDArray[np.float64]
-    signs: NDArray[np.uint8]
-
-    def __len__(self) -> int:
-        return len(self.weights)
+LateQuery = native.Query
+"""A question made ready: its tokens in whole steps and as signs, and the idf of each, whose sum is 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +44,18 @@ class Matches:
     seen: NDArray[np.bool_]
     bare: NDArray[np.bool_]
 
-    def at(self, places: NDArray[np.int64]) -> Matches:
-        """Those of the slots at ``places``."""
-        return Matches(self.best.take(places, axis=1), self.first[places], self.seen[places], self.bare[places])
+
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """Of n ranked candidates: ``best`` as of Matches; ``columns``: float64[7, n], those of Candidates, then the weighted sum of
+    ``best``, and that of the first passage."""
+
+    best: NDArray[np.float32]
+    columns: NDArray[np.float64]
+
+    @property
+    def late(self) -> NDArray[np.float64]:
+        return self.columns[5]
 
 
 def late_query(query: QueryFeatures, store: TokenStore, live: int) -> LateQuery:
@@ -67,8 +63,7 @@ def late_query(query: QueryFeatures, store: TokenStore, live: int) -> LateQuery:
     vectors = query.token_vectors[:MAX_QUERY_TOKENS]
     ids = query.token_ids[:MAX_QUERY_TOKENS]
     if not len(ids) or vectors.shape[1] > native.MAX_WIDTH or vectors.shape[1] % 8:
-        nothing = np.zeros(0)
-        return LateQuery(0, np.zeros((0, 0), np.int16), nothing, nothing, nothing, np.zeros((0, 0), np.uint8))
+        return _nothing()
     steps, sums, scales, signs = native.steps(np.ascontiguousarray(vectors, np.float32))
     found = np.minimum(store.document_frequencies(ids), live)
     idf = np.log(1 + (live - found + 0.5) / (found + 0.5))
@@ -76,7 +71,13 @@ def late_query(query: QueryFeatures, store: TokenStore, live: int) -> LateQuery:
     for value in idf.tolist():
         total += value
     weights = idf / total if total > 0 else np.full(len(idf), 1 / len(idf))
-    return LateQuery(vectors.shape[1], steps, sums, scales, weights, signs)
+    return LateQuery(steps, sums, scales, signs, weights, _cosine_of(vectors.shape[1]))
+
+
+@cache
+def _nothing() -> LateQuery:
+    none = np.zeros(0)
+    return LateQuery(np.zeros((0, 0), np.int16), none, none, np.zeros((0, 0), np.uint8), none, np.ones(1, np.float32))
 
 
 def weighted(query: LateQuery, similarities: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -84,15 +85,15 @@ def weighted(query: LateQuery, similarities: NDArray[np.float32]) -> NDArray[np.
     return native.weighted(similarities, query.weights)
 
 
-def alone(query: LateQuery, best: NDArray[np.float32]) -> NDArray[np.float64]:
-    """float64[n]: what the context of a memory covers where nobody stands around it. Nobody lends less than nothing."""
-    return weighted(query, np.maximum(best, 0))
-
-
 def match(query: LateQuery, store: TokenStore, slots: NDArray[np.int64], max_tokens: int = MAX_TOKENS) -> Matches:
     """Match the question with ``slots``, the likeliest first: when they hold more than ``max_tokens`` tokens, the later ones
     are matched by their first passage only, and those still beyond it not at all. A pool of more than EXACT_TOKENS is matched
     by signs alone."""
+    if len(query) and store.width == query.width and not store.have_passages(slots):
+        whole = native.whole(query, store.stored, slots, EXACT_TOKENS, max_tokens)
+        if whole is not None:
+            best, first, seen = whole
+            return Matches(best, first, seen, ~seen)
     best = np.zeros((len(query), len(slots)), np.float32)
     first = np.zeros(len(slots))
     counts = store.counts(slots)

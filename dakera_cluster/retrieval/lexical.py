@@ -49,13 +49,6 @@ class WordScores:
         places = _by_slot(self.found.places, slots)
         return self.found.bm25[places], self.found.coverage[places]
 
-    def share(self, rows: list[int], slots: NDArray[np.int64]) -> NDArray[np.float64]:
-        """float64[n]: the share of the terms in ``rows`` that each of ``slots`` (ascending) holds."""
-        held = np.zeros(len(slots))
-        for row in rows:
-            held += _by_slot(self.frequencies[row], slots) > 0
-        return held / len(rows)
-
     def holding(self, rows: list[int]) -> NDArray[np.int64]:
         """The slots of the memories that hold a term in ``rows``; one that holds several comes as often."""
         if not rows:

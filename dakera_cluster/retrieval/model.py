@@ -39,6 +39,18 @@ class Model(msgspec.Struct, frozen=True, dict=True):
         """The weighted sum, float64[n] of float64[n, features], added feature by feature: the same on every replica."""
         return native.weighted_rows(np.ascontiguousarray(values.T, np.float64), self._by_column)
 
+    def ordered(
+        self,
+        values: NDArray[np.float64],
+        added: NDArray[np.float64],
+        slots: NDArray[np.int64],
+        keys: NDArray[np.uint64],
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64], bool]:
+        """``(relevance float64[n], order int64[n], whether any two are equal)``: the relevance and what is ``added`` (float64[n])
+        to it, and the positions by it, then by the key of their slot (``keys``: by slot)."""
+        rows = np.ascontiguousarray(values.T, np.float64)
+        return native.ordered_sums(rows, self._by_column, added, slots, keys)
+
     @cached_property
     def _by_column(self) -> NDArray[np.float64]:
         return np.array([self.weights.get(name, 0.0) for name in NAMES])

@@ -11,13 +11,14 @@ RAM: d / 8 + 2 bytes a token (50 at 384 dimensions), 12 a slot. Owned by evidenc
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import is_
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dakera_cluster.index.arrays import grown
 from dakera_cluster.native import words as native
-from dakera_cluster.native.late import Runs, occurrences
+from dakera_cluster.native.late import Runs, Stored, occurrences
 
 MAX_HOLE_SHARE = 0.5
 MIN_TOKENS_TO_PACK = 4096
@@ -38,6 +39,7 @@ class TokenStore:
         self._counts: NDArray[np.int32] = np.zeros(0, np.int32)
         self._units: dict[int, tuple[int, ...]] = {}
         self._frequencies: NDArray[np.int32] | None = None
+        self._stored: Stored | None = None
 
     @property
     def tokens(self) -> int:
@@ -108,6 +110,18 @@ class TokenStore:
     def signs(self) -> NDArray[np.uint8]:
         """Sign rows of all tokens, uint8[rows, d / 8]; what ``runs`` point into, until the next change."""
         return self._signs
+
+    @property
+    def stored(self) -> Stored:
+        """All tokens as the kernels see them, until the next change."""
+        own = self._signs, self._starts, self._counts
+        if self._stored is None or not all(map(is_, self._stored.arrays, own)):
+            self._stored = Stored(*own)
+        return self._stored
+
+    def have_passages(self, slots: NDArray[np.int64]) -> bool:
+        """Whether any of ``slots`` has more than one passage."""
+        return bool(self._units) and not self._units.keys().isdisjoint(slots.tolist())
 
     def runs(self, slots: NDArray[np.int64]) -> Runs:
         """The tokens of ``slots``, each of which must have some, as one run a slot."""
