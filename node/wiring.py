@@ -22,7 +22,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from dakera_cluster.api.server import RUNTIME, ApiServer, make_app
+from dakera_cluster.api.server import ApiServer
 from dakera_cluster.api.settings import ApiSettings
 from dakera_cluster.cluster.birth import join_bucket
 from dakera_cluster.cluster.catalog import Catalog
@@ -279,11 +279,10 @@ async def start_node(settings: Settings, stack: contextlib.AsyncExitStack, stop:
     registry = CollectorRegistry()
     registry.register(shared.metrics)
     registry.register(WriteMeasures(replicator, store, embedder))
-    app = make_app(services, _api_settings(settings), registry=registry, request_shutdown=stop.set)
-    shared.add_limits(app[RUNTIME].limiter, app[RUNTIME].monotonic)
+    server = ApiServer(services, _api_settings(settings), registry=registry, request_shutdown=stop.set)
+    shared.add_limits(server.runtime.limiter, server.runtime.monotonic)
     if shared.configured:
         status.add_check("redis", shared.check)
-    server = ApiServer(app)
     node = Node(services, server, settings.drain_s)
     status.add_check("storage", lambda: (store.state is StoreState.OPEN, store.failure))
     status.add_check("draining", lambda: (not node.draining, "the node is shutting down" if node.draining else None))

@@ -8,9 +8,10 @@ look for: ``required: <scope>, actual: <scope>`` and ``namespace: <pin>``. Order
 from __future__ import annotations
 
 import hmac
+from functools import lru_cache
 
 import msgspec
-from aiohttp.web import Request as HttpRequest
+from aiohttp.web import BaseRequest as HttpRequest
 
 from dakera_cluster.memory.services import KeyService
 from dakera_cluster.model.errors import (
@@ -69,7 +70,12 @@ class Authenticator:
 
 def anonymous(http: HttpRequest, scope: Scope) -> Identity:
     """A caller without a key, told apart by address only."""
-    return Identity(None, scope, Access(), f"{ANONYMOUS}:{http.remote}")
+    return _anonymous(http.remote, scope)
+
+
+@lru_cache(maxsize=1024)
+def _anonymous(address: str | None, scope: Scope) -> Identity:
+    return Identity(None, scope, Access(), f"{ANONYMOUS}:{address}")
 
 
 def credential(http: HttpRequest, *, from_query: bool) -> str | None:

@@ -12,12 +12,14 @@ import zlib
 from functools import lru_cache
 
 import zstandard
-from aiohttp import ClientPayloadError
-from aiohttp.web import Request as HttpRequest
+from aiohttp import ClientPayloadError, StreamReader
+from aiohttp.web import BaseRequest as HttpRequest
+from multidict import istr
 
 from dakera_cluster.api.limits import Admission
 from dakera_cluster.model.errors import InvalidRequestError, PayloadTooLargeError, UnsupportedMediaTypeError
 
+_CONTENT_ENCODING = istr("Content-Encoding")
 GZIP = "gzip"
 ZSTD = "zstd"
 GZIP_LEVEL = 1
@@ -54,13 +56,19 @@ class BodyReader:
 
     async def read(self, http: HttpRequest) -> bytes:
         """The body, unpacked. Raises PayloadTooLargeError, UnsupportedMediaTypeError, InvalidRequestError."""
-        length = http.content_length
-        if length is not None and length > self._limit:
-            raise _too_large(self._limit)
-        if not http.can_read_body:
-            return b""
-        body = await self._receive(http)
-        encoding = http.headers.get("Content-Encoding")
+        content = http.content
+        if content.is_eof():
+            # Most bodies came together with their headers.
+            body = content.read_nowait()
+            if len(body) > self._limit:
+                raise _too_large(self._limit)
+            self._hold(len(body))
+        else:
+            length = http.content_length
+            if length is not None and length > self._limit:
+                raise _too_large(self._limit)
+            body = await self._receive(content)
+        encoding = http.headers.get(_CONTENT_ENCODING)
         if encoding is None or not body or encoding.lower() == "identity":
             return body
         if encoding.lower() not in (GZIP, ZSTD):
@@ -73,8 +81,7 @@ class BodyReader:
         self._hold(len(unpacked))
         return unpacked
 
-    async def _receive(self, http: HttpRequest) -> bytes:
-        content = http.content
+    async def _receive(self, content: StreamReader) -> bytes:
         chunks: list[bytes] = []
         try:
             while True:

@@ -3,17 +3,18 @@
 One `Endpoint` is made for each path of the route table, with everything that can be prepared (decoder, scope, template);
 nothing is looked up by reflection while a request runs. Invariants: whatever goes wrong is answered with the error body
 of the contract; a traceback goes to the log and never to a client; every answer carries the headers of `headers` and is
-counted once. Called by aiohttp.
+counted once. Called by `dispatch`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from aiohttp import web
-from multidict import CIMultiDict
+from multidict import CIMultiDict, istr
 
 from dakera_cluster.api import content
 from dakera_cluster.api.auth import Identity, anonymous, require_namespace, require_scope, require_unpinned
@@ -23,10 +24,10 @@ from dakera_cluster.api.decode import Decoder, decode_query
 from dakera_cluster.api.headers import HeaderPolicy
 from dakera_cluster.api.limits import Allowance
 from dakera_cluster.api.metrics import UNKNOWN_PATH
+from dakera_cluster.api.reply import Reply, header_lines
 from dakera_cluster.api.route import Call, NoBody, Raw, Route
 from dakera_cluster.api.runtime import Runtime
 from dakera_cluster.api.streams import EventStream
-from dakera_cluster.api.time_limit import TimeLimit
 from dakera_cluster.cluster import levels
 from dakera_cluster.model.errors import (
     AuthenticationRequiredError,
@@ -51,6 +52,12 @@ log = logging.getLogger(__name__)
 access_log = logging.getLogger("dakera_cluster.api.access")
 
 JSON = "application/json"
+_JSON_LINE = header_lines({"Content-Type": JSON})
+_ACCEPT_ENCODING = istr("Accept-Encoding")
+_CONTENT_TYPE = istr("Content-Type")
+_READ_LEVEL = istr("X-Read-Consistency")
+_USER_AGENT = istr("User-Agent")
+_WRITE_LEVEL = istr("X-Write-Level")
 MAX_AGENT_CHARS = MAX_NAMESPACE_CHARS - len(AGENT_PREFIX)
 _JSON_SUFFIX = "+json"
 _HTTP_OK = 200
@@ -74,7 +81,8 @@ class Endpoint:
         self._namespace_source = source
         self._namespace_name = name
 
-    async def handle(self, http: web.Request) -> web.StreamResponse:
+    async def handle(self, http: web.BaseRequest, path: Mapping[str, str]) -> web.StreamResponse:
+        """Answer a request; ``path``: the parameters in its path."""
         runtime = self._runtime
         started = runtime.monotonic()
         exchange = Exchange(runtime, http, self.template, self.route.operation, started)
@@ -83,7 +91,7 @@ class Endpoint:
             if not self.route.exempt:
                 runtime.admission.enter()
                 admitted = True
-            answer = await self._work(http, exchange)
+            answer = await self._work(http, path, exchange)
             if not isinstance(answer, EventStream):
                 return await exchange.succeed(answer)
             response = await answer.open(exchange.stream_headers())
@@ -100,7 +108,7 @@ class Endpoint:
         await answer.run()
         return response
 
-    async def _work(self, http: web.Request, exchange: Exchange) -> Any:
+    async def _work(self, http: web.BaseRequest, path: Mapping[str, str], exchange: Exchange) -> Any:
         """The handler's answer. Raises the errors of the tree."""
         runtime = self._runtime
         settings = runtime.settings
@@ -110,20 +118,21 @@ class Endpoint:
         )
         reading = True
         ours = False
-        limit = TimeLimit(settings.request_timeout_s)
+        limit = runtime.time_limits.begin()
         try:
             try:
                 data = await reader.read(http) if self._takes_body else b""
                 reading = False
                 body = await self._decode(http, data)
-                path = self._check_path(http.match_info)
+                if path:
+                    _check_path(path)
                 query = decode_query(http.query, self.route.query) if self.route.query is not None else None
                 exchange.namespace = namespace = self._namespace(path, body, query)
                 if namespace is not None:
                     require_namespace(identity, namespace)
                 _take_levels(http)
                 call = Call(
-                    runtime.services, runtime, http, client_of(http.headers.get("User-Agent")), identity, path, query
+                    runtime.services, runtime, http, client_of(http.headers.get(_USER_AGENT)), identity, path, query
                 )
                 return await self.route.handler(call, body)
             finally:
@@ -137,7 +146,7 @@ class Endpoint:
         finally:
             reader.close()
 
-    async def _identify(self, http: web.Request, exchange: Exchange) -> Identity:
+    async def _identify(self, http: web.BaseRequest, exchange: Exchange) -> Identity:
         runtime = self._runtime
         route = self.route
         if route.scope is Scope.NONE:
@@ -157,31 +166,19 @@ class Endpoint:
             require_unpinned(identity)
         return identity
 
-    async def _decode(self, http: web.Request, data: bytes) -> Any:
+    async def _decode(self, http: web.BaseRequest, data: bytes) -> Any:
         if not self._takes_json:
             return None
-        if data and not _is_json(http.headers.get("Content-Type")):
+        if data and not _is_json(http.headers.get(_CONTENT_TYPE)):
             raise UnsupportedMediaTypeError(
-                f"Content-Type: expected {JSON}, got {http.headers.get('Content-Type')!r}",
+                f"Content-Type: expected {JSON}, got {http.headers.get(_CONTENT_TYPE)!r}",
                 details={"field": "Content-Type"},
             )
         if len(data) >= self._runtime.settings.decode_off_loop_bytes:
             return await asyncio.to_thread(self._decoder.decode, data)
         return self._decoder.decode(data)
 
-    @staticmethod
-    def _check_path(raw: Any) -> dict[str, str]:
-        path = dict(raw)
-        for name, value in path.items():
-            if name == "ns":
-                check_namespace(value)
-            elif name == "agent_id":
-                check_id(value, name, limit=MAX_AGENT_CHARS)
-            else:
-                check_id(value, name)
-        return path
-
-    def _namespace(self, path: dict[str, str], body: Any, query: Any) -> str | None:
+    def _namespace(self, path: Mapping[str, str], body: Any, query: Any) -> str | None:
         """The namespace this request touches, when the route names one."""
         source = self._namespace_source
         if not source:
@@ -195,28 +192,38 @@ class Endpoint:
         return value if source == "path" else check_namespace(value, name)
 
 
-def _take_levels(http: web.Request) -> None:
+def _check_path(path: Mapping[str, str]) -> None:
+    for name, value in path.items():
+        if name == "ns":
+            check_namespace(value)
+        elif name == "agent_id":
+            check_id(value, name, limit=MAX_AGENT_CHARS)
+        else:
+            check_id(value, name)
+
+
+def _take_levels(http: web.BaseRequest) -> None:
     """Note the write level and read consistency that the headers ask for. Raises InvalidRequestError.
 
-    Both are set for every request, also to None: requests of one connection share a task and so its context.
+    What is set stays with the task of this request alone: aiohttp makes one for each, in the context of its connection, where
+    nothing is ever set.
     """
-    levels.write_level.set(_level(http, "X-Write-Level", WriteLevel))
-    levels.read_level.set(_level(http, "X-Read-Consistency", ReadLevel))
-    levels.max_staleness_ms.set(None)
+    headers = http.headers
+    if (wanted := headers.get(_WRITE_LEVEL)) is not None:
+        levels.write_level.set(_level(wanted, _WRITE_LEVEL, WriteLevel))
+    if (wanted := headers.get(_READ_LEVEL)) is not None:
+        levels.read_level.set(_level(wanted, _READ_LEVEL, ReadLevel))
 
 
-def _level(http: web.Request, header: str, kind: type[_Level]) -> _Level | None:
-    value = http.headers.get(header)
-    if value is None:
-        return None
+def _level(value: str, header: str, kind: type[_Level]) -> _Level:
     try:
         return kind(value.lower())
     except ValueError:
-        raise InvalidRequestError(f"expected one of {', '.join(kind)}, got {value[:32]!r}", field=header) from None
+        raise InvalidRequestError(f"expected one of {', '.join(kind)}, got {value[:32]!r}", field=str(header)) from None
 
 
 def _is_json(content_type: str | None) -> bool:
-    if content_type is None:
+    if content_type is None or content_type == JSON:
         return True
     kind = content_type.partition(";")[0].strip().lower()
     return kind == JSON or kind.endswith(_JSON_SUFFIX)
@@ -229,7 +236,7 @@ class Fallback:
         self._allowed = allowed
         self._runtime = runtime
 
-    async def handle(self, http: web.Request) -> web.StreamResponse:
+    async def handle(self, http: web.BaseRequest) -> web.StreamResponse:
         exchange = Exchange(self._runtime, http, UNKNOWN_PATH, "", self._runtime.monotonic())
         exchange.allowance = self._runtime.limiter.peek(anonymous(http, Scope.NONE).bucket, exchange.started)
         allowed: list[str] = self._allowed(http.rel_url.raw_path)
@@ -250,7 +257,7 @@ class Exchange:
     __slots__ = ("_http", "_now", "_operation", "_runtime", "_sent", "_status", "_template", "allowance", "key_id",
                  "namespace", "request_id", "started")  # fmt: skip
 
-    def __init__(self, runtime: Runtime, http: web.Request, template: str, operation: str, started: float) -> None:
+    def __init__(self, runtime: Runtime, http: web.BaseRequest, template: str, operation: str, started: float) -> None:
         self._runtime = runtime
         self._http = http
         self._template = template
@@ -262,9 +269,9 @@ class Exchange:
         self.allowance: Allowance | None = None
         self.key_id: str | None = None
         self.namespace: str | None = None
-        runtime.metrics.active.inc()
+        runtime.metrics.active += 1
 
-    def _headers(self) -> CIMultiDict[str]:
+    def _headers(self) -> str:
         runtime = self._runtime
         allowance = self.allowance
         if allowance is None:
@@ -274,64 +281,57 @@ class Exchange:
 
     def stream_headers(self) -> CIMultiDict[str]:
         self._status = _HTTP_OK
-        return self._headers()
+        pairs = (line.split(": ", 1) for line in self._headers().splitlines())
+        return CIMultiDict((name, value) for name, value in pairs)
 
     async def succeed(self, answer: Any) -> web.StreamResponse:
-        if isinstance(answer, web.StreamResponse):
-            self._status = answer.status
-            return answer
-        headers = self._headers()
+        head = self._headers()
         if isinstance(answer, Raw):
             body = answer.body
-            headers["Content-Type"] = answer.content_type
-            headers.update(answer.headers)
+            head += header_lines({"Content-Type": answer.content_type, **answer.headers})
         else:
             body = self._runtime.encode(answer)
-            headers["Content-Type"] = JSON
+            head += _JSON_LINE
         settings = self._runtime.settings
         if len(body) >= settings.compress_min_bytes:
-            body = await self._packed(body, headers, settings.compress_off_loop_bytes)
-        return self._respond(_HTTP_OK, body, headers)
+            head += "Vary: Accept-Encoding\r\n"
+            encoding = content.accepted_encoding(self._http.headers.get(_ACCEPT_ENCODING, "")[:256])
+            if encoding is not None:
+                head += f"Content-Encoding: {encoding}\r\n"
+                body = await self._packed(body, encoding, settings.compress_off_loop_bytes)
+        return self._respond(_HTTP_OK, body, head)
 
-    async def _packed(self, body: bytes, headers: CIMultiDict[str], off_loop_bytes: int) -> bytes:
-        headers.add("Vary", "Accept-Encoding")
-        encoding = content.accepted_encoding(self._http.headers.get("Accept-Encoding", "")[:256])
-        if encoding is None:
-            return body
-        headers["Content-Encoding"] = encoding
+    @staticmethod
+    async def _packed(body: bytes, encoding: str, off_loop_bytes: int) -> bytes:
         if len(body) >= off_loop_bytes:
             return await asyncio.to_thread(content.pack, body, encoding)
         return content.pack(body, encoding)
 
-    def fail(self, error: DakeraError, **more: str) -> web.Response:
+    def fail(self, error: DakeraError, **more: str) -> Reply:
         if isinstance(error, (OverloadedError, RateLimitedError, PayloadTooLargeError)):
             self._runtime.metrics.reject(error.code.lower())
-        headers = self._headers()
-        headers["Content-Type"] = JSON
-        headers.update(more)
         if error.retry_after_s is not None:
-            headers["Retry-After"] = str(error.retry_after_s)
+            more["Retry-After"] = str(error.retry_after_s)
         if isinstance(error, AuthenticationRequiredError | InvalidApiKeyError):
-            headers["WWW-Authenticate"] = "Bearer"
-        return self._respond(error.status, self._runtime.encode(error.body()), headers)
+            more["WWW-Authenticate"] = "Bearer"
+        head = self._headers() + _JSON_LINE + header_lines(more)
+        return self._respond(error.status, self._runtime.encode(error.body()), head)
 
-    def preflight(self, allowed: list[str]) -> web.Response:
-        headers = self._headers()
-        HeaderPolicy.preflight(headers, allowed)
-        headers["Allow"] = ", ".join(allowed)
-        return self._respond(_HTTP_NO_CONTENT, b"", headers)
+    def preflight(self, allowed: list[str]) -> Reply:
+        head = self._headers() + header_lines(HeaderPolicy.preflight(allowed))
+        return self._respond(_HTTP_NO_CONTENT, b"", head)
 
-    def _respond(self, status: int, body: bytes, headers: CIMultiDict[str]) -> web.Response:
+    def _respond(self, status: int, body: bytes, head: str) -> Reply:
         self._status = status
         self._sent = len(body)
-        return web.Response(body=body, status=status, headers=headers)
+        return Reply(status, head, body)
 
     def finish(self) -> None:
         runtime = self._runtime
         seconds = runtime.monotonic() - self.started
         http = self._http
         status = self._status
-        runtime.metrics.active.dec()
+        runtime.metrics.active -= 1
         runtime.metrics.observe(http.method, self._template, status, seconds, self._operation)
         if self.key_id is not None:
             runtime.services.keys.note(

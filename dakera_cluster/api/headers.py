@@ -9,21 +9,25 @@ import itertools
 import re
 import secrets
 
-from aiohttp.web import Request as HttpRequest
-from multidict import CIMultiDict
+from aiohttp.web import BaseRequest as HttpRequest
+from multidict import istr
 
 from dakera_cluster.api.limits import Allowance
+from dakera_cluster.api.reply import header_lines
 
-REQUEST_ID = "X-Request-Id"
+REQUEST_ID = istr("X-Request-Id")
+_ORIGIN = istr("Origin")
 _REQUEST_ID_OK = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
-_SECURITY = {
-    "Strict-Transport-Security": "max-age=31536000; includeSubDomains",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "X-Frame-Options": "DENY",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Server": "dakera",
-}
+_SECURITY = header_lines(
+    {
+        "Strict-Transport-Security": "max-age=31536000; includeSubDomains",
+        "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+        "X-Frame-Options": "DENY",
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+        "Server": "dakera",
+    }
+)
 _EXPOSED = ", ".join(
     (
         REQUEST_ID,
@@ -46,27 +50,26 @@ class HeaderPolicy:
         self._prefix = secrets.token_hex(4)
         self._counter = itertools.count(1)
 
-    def base(self, http: HttpRequest, request_id: str, allowance: Allowance, now: float) -> CIMultiDict[str]:
-        """Headers of any answer to ``http``; ``now`` in Unix seconds."""
-        headers: CIMultiDict[str] = CIMultiDict(_SECURITY)
-        headers[REQUEST_ID] = request_id
-        headers["X-RateLimit-Limit"] = str(allowance.limit)
-        headers["X-RateLimit-Remaining"] = str(allowance.remaining)
-        headers["X-RateLimit-Reset"] = str(int(now + allowance.reset_s + 0.999))
-        origin = http.headers.get("Origin")
-        if origin is not None:
-            self._allow(headers, origin)
-        return headers
+    def base(self, http: HttpRequest, request_id: str, allowance: Allowance, now: float) -> str:
+        """Header lines of any answer to ``http``; ``request_id`` as of `request_id`, ``now`` in Unix seconds."""
+        base = (
+            f"{_SECURITY}X-Request-Id: {request_id}\r\nX-RateLimit-Limit: {allowance.limit}\r\n"
+            f"X-RateLimit-Remaining: {allowance.remaining}\r\n"
+            f"X-RateLimit-Reset: {int(now + allowance.reset_s + 0.999)}\r\n"
+        )
+        origin = http.headers.get(_ORIGIN)
+        return base if origin is None else base + header_lines(self._allow(origin))
 
-    def _allow(self, headers: CIMultiDict[str], origin: str) -> None:
+    def _allow(self, origin: str) -> dict[str, str]:
         if self._any_origin:
-            headers["Access-Control-Allow-Origin"] = "*"
-        else:
-            headers["Vary"] = "Origin"
-            if origin not in self._origins:
-                return
-            headers["Access-Control-Allow-Origin"] = origin
-        headers["Access-Control-Expose-Headers"] = _EXPOSED
+            return {"Access-Control-Allow-Origin": "*", "Access-Control-Expose-Headers": _EXPOSED}
+        if origin not in self._origins:
+            return {"Vary": "Origin"}
+        return {
+            "Vary": "Origin",
+            "Access-Control-Allow-Origin": origin,
+            "Access-Control-Expose-Headers": _EXPOSED,
+        }
 
     def request_id(self, http: HttpRequest) -> str:
         """The client's id when it is a sane one, else one of our own."""
@@ -76,7 +79,11 @@ class HeaderPolicy:
         return f"{self._prefix}-{next(self._counter):x}"
 
     @staticmethod
-    def preflight(headers: CIMultiDict[str], allowed: list[str]) -> None:
-        headers["Access-Control-Allow-Methods"] = ", ".join(allowed)
-        headers["Access-Control-Allow-Headers"] = _ALLOWED_REQUEST_HEADERS
-        headers["Access-Control-Max-Age"] = _PREFLIGHT_MAX_AGE_S
+    def preflight(allowed: list[str]) -> dict[str, str]:
+        """Further headers of the answer to a CORS preflight."""
+        return {
+            "Access-Control-Allow-Methods": ", ".join(allowed),
+            "Access-Control-Allow-Headers": _ALLOWED_REQUEST_HEADERS,
+            "Access-Control-Max-Age": _PREFLIGHT_MAX_AGE_S,
+            "Allow": ", ".join(allowed),
+        }

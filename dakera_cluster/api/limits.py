@@ -24,12 +24,15 @@ TELL_FRACTION = 8
 """Of a shared bucket's burst: so much taken here is told to the other nodes at once."""
 
 
-class Allowance(msgspec.Struct):
+class Allowance(msgspec.Struct, frozen=True):
     """What the rate-limit headers say. ``reset_s`` is in seconds from now until the bucket is full."""
 
     limit: int
     remaining: int
     reset_s: float
+
+
+_NO_LIMIT = Allowance(UNLIMITED, UNLIMITED, 0.0)
 
 
 class Taken(msgspec.Struct):
@@ -83,13 +86,13 @@ class RateLimiter:
     def peek(self, caller: str, now: float) -> Allowance:
         """The caller's allowance, taking nothing."""
         if not self.enabled:
-            return Allowance(UNLIMITED, UNLIMITED, 0.0)
+            return _NO_LIMIT
         return self._allowance(max(self._full_at.get(caller, 0.0), now), now)
 
     def take(self, caller: str, now: float) -> Allowance:
         """Take one token. Raises RateLimitedError, saying when the next one is there, when there is none."""
         if not self.enabled:
-            return Allowance(UNLIMITED, UNLIMITED, 0.0)
+            return _NO_LIMIT
         step = self.step_s
         full_at = max(self._full_at.get(caller, 0.0), now) + step
         missing_s = (full_at - now) - self._burst * step

@@ -1,5 +1,7 @@
 """Prometheus metrics of the HTTP surface, under the names that dashboards of the contract read.
 
+What is counted for every request is counted in plain numbers, which belong to the event loop, and put into the registry's
+words when somebody looks (`collect`): a counter of the client library takes a lock and a chain of calls each time.
 Invariant: label values are bounded. The path label is the route's template, never what a client typed; agent ids get a
 label of their own up to a limit and are counted under ``other`` beyond it. Called by `endpoint` (requests), the ops
 handlers (exposition, KPIs) and, through the registry, by whoever has metrics of its own to add.
@@ -7,24 +9,31 @@ handlers (exposition, KPIs) and, through the registry, by whoever has metrics of
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import Counter as Counts
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
-    Histogram,
     ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 OTHER_AGENT = "other"
 WINDOW = 2_048
 LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 UNKNOWN_PATH = "unmatched"
+OPERATIONS = ("store", "recall", "forget")
+_HTTP_LABELS = ("method", "path", "status")
+_MEMORY_LABELS = ("agent_id", "type")
 _SERVER_ERROR = 500
 
 
@@ -45,35 +54,43 @@ class Window:
         return ordered[min(len(ordered) - 1, int(fraction * len(ordered)))]
 
 
-class ApiMetrics:
+class _Durations:
+    """A histogram over `LATENCY_BUCKETS_S`."""
+
+    __slots__ = ("_counts", "_sum_s")
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(LATENCY_BUCKETS_S) + 1)
+        self._sum_s = 0.0
+
+    def add(self, seconds: float) -> None:
+        self._counts[bisect_left(LATENCY_BUCKETS_S, seconds)] += 1
+        self._sum_s += seconds
+
+    def put(self, family: HistogramMetricFamily, labels: list[str]) -> None:
+        bounds = (*LATENCY_BUCKETS_S, float("inf"))
+        running, buckets = 0, []
+        for bound, count in zip(bounds, self._counts, strict=True):
+            running += count
+            buckets.append((floatToGoString(bound), float(running)))  # type: ignore[no-untyped-call]
+        family.add_metric(labels, buckets, self._sum_s)
+
+
+class ApiMetrics(Collector):
     def __init__(self, registry: CollectorRegistry, *, max_agents: int, totals: Callable[[], tuple[int, int]]) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry
         self._max_agents = max_agents
         self._agents: set[str] = set()
-        self._http: dict[tuple[str, str, int], Counter] = {}
-        self._durations: dict[str, Histogram] = {}
-        self._memory: dict[tuple[str, str, str], Counter] = {}
+        self._http: Counts[tuple[str, str, int]] = Counts()
+        self._durations: dict[str, _Durations] = {}
+        self._memory: Counts[tuple[str, str, str]] = Counts()
         self._windows: dict[str, Window] = {}
         self.requests = 0
         self.server_errors = 0
-        self._requests_total = Counter(
-            "dakera_http_requests", "HTTP requests answered", ["method", "path", "status"], registry=registry
-        )
-        self._duration = Histogram(
-            "dakera_http_request_duration_seconds",
-            "Time from the first byte of a request to its answer",
-            ["path"],
-            buckets=LATENCY_BUCKETS_S,
-            registry=registry,
-        )
-        self.active = Gauge("dakera_active_requests", "HTTP requests being worked on", registry=registry)
-        self._operations = {
-            name: Counter(
-                f"dakera_memory_{name}", f"Memories: {name} requests", ["agent_id", "type"], registry=registry
-            )
-            for name in ("store", "recall", "forget")
-        }
+        self.active = 0
+        """Requests being worked on."""
+        registry.register(self)
         self._rejected = Counter("dakera_http_rejected", "Requests refused by a bound", ["reason"], registry=registry)
         Gauge("dakera_total_vectors", "Vectors on this node", registry=registry).set_function(lambda: totals()[0])
         Gauge("dakera_total_namespaces", "Namespaces on this node", registry=registry).set_function(lambda: totals()[1])
@@ -87,15 +104,11 @@ class ApiMetrics:
         self.requests += 1
         if status >= _SERVER_ERROR:
             self.server_errors += 1
-        key = (method, path, status)
-        counter = self._http.get(key)
-        if counter is None:
-            counter = self._http[key] = self._requests_total.labels(method, path, str(status))
-        counter.inc()
-        histogram = self._durations.get(path)
-        if histogram is None:
-            histogram = self._durations[path] = self._duration.labels(path)
-        histogram.observe(seconds)
+        self._http[method, path, status] += 1
+        durations = self._durations.get(path)
+        if durations is None:
+            durations = self._durations[path] = _Durations()
+        durations.add(seconds)
         if operation and status < 400:
             window = self._windows.get(operation)
             if window is None:
@@ -112,11 +125,30 @@ class ApiMetrics:
                 self._agents.add(agent_id)
             else:
                 agent_id = OTHER_AGENT
-        key = (operation, agent_id, memory_type)
-        counter = self._memory.get(key)
-        if counter is None:
-            counter = self._memory[key] = self._operations[operation].labels(agent_id, memory_type)
-        counter.inc(count)
+        self._memory[operation, agent_id, memory_type] += count
+
+    def collect(self) -> Iterator[Metric]:
+        """What was counted, for the registry."""
+        requests = CounterMetricFamily("dakera_http_requests", "HTTP requests answered", labels=_HTTP_LABELS)
+        for (method, path, status), count in self._http.items():
+            requests.add_metric([method, path, str(status)], count)
+        durations = HistogramMetricFamily(
+            "dakera_http_request_duration_seconds",
+            "Time from the first byte of a request to its answer",
+            labels=["path"],
+        )
+        for path, seen in self._durations.items():
+            seen.put(durations, [path])
+        yield requests
+        yield durations
+        yield GaugeMetricFamily("dakera_active_requests", "HTTP requests being worked on", value=self.active)
+        memories = {
+            name: CounterMetricFamily(f"dakera_memory_{name}", f"Memories: {name} requests", labels=_MEMORY_LABELS)
+            for name in OPERATIONS
+        }
+        for (operation, agent_id, memory_type), count in self._memory.items():
+            memories[operation].add_metric([agent_id, memory_type], count)
+        yield from memories.values()
 
     def latency_ms(self, operation: str, fraction: float) -> float:
         window = self._windows.get(operation)

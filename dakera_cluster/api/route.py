@@ -6,11 +6,11 @@ decoded body and return what is to be encoded. Called by `routes` (the table), `
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
-from aiohttp.web import Request as HttpRequest
+from aiohttp.web import BaseRequest as HttpRequest
 
 from dakera_cluster.api.compat import Client
 from dakera_cluster.memory.services import Services
@@ -79,7 +79,7 @@ class Call:
         http: HttpRequest,
         client: Client,
         identity: Identity,
-        path: dict[str, str],
+        path: Mapping[str, str],
         query: Any,
     ) -> None:
         self.services = services

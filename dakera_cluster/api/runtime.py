@@ -1,4 +1,4 @@
-"""What all requests share: settings, services, limits, metrics, clocks. Made once by `server.make_app`."""
+"""What all requests share: settings, services, limits, metrics, clocks. Made once by `server.Api`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from dakera_cluster.api.jobs import Job, Jobs
 from dakera_cluster.api.limits import Admission, RateLimiter
 from dakera_cluster.api.metrics import ApiMetrics
 from dakera_cluster.api.settings import ApiSettings
+from dakera_cluster.api.time_limit import TimeLimits
 from dakera_cluster.memory.events import EVERY_NAMESPACE
 from dakera_cluster.memory.services import Services
 
@@ -42,6 +43,7 @@ class Runtime:
         self.admission = Admission(
             max_requests=settings.max_in_flight, max_body_bytes=settings.max_in_flight_body_bytes
         )
+        self.time_limits = TimeLimits(settings.request_timeout_s)
         self.headers = HeaderPolicy(settings.cors_origins)
         self.metrics = ApiMetrics(
             registry if registry is not None else CollectorRegistry(),

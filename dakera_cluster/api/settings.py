@@ -1,7 +1,7 @@
 """What the HTTP surface can be told: one frozen struct, filled by the configuration and read once when the app is made.
 
 Invariant: every bound, time and size of the HTTP surface has its name, unit and default here. The variable that sets a
-field is named beside it. Called by `server.make_app`; filled by the composition root.
+field is named beside it. Called by `server.Api`; filled by the composition root.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def iso_time(seconds: float | None) -> str | None:
 # -- memories ---------------------------------------------------------------------------------------------------------
 
 
-class _Scores(msgspec.Struct, omit_defaults=True):
+class _Scores(msgspec.Struct, omit_defaults=True, gc=False):
     """What stands beside a memory that was found."""
 
     score: float

@@ -34,7 +34,7 @@ class EventStream:
     def __init__(
         self,
         runtime: Runtime,
-        http: web.Request,
+        http: web.BaseRequest,
         wanted: Callable[[Event], bool],
         still_allowed: Callable[[], Awaitable[object]],
     ) -> None:

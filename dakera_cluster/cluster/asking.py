@@ -81,10 +81,12 @@ class Asker:
         """The answer of one replica: the best first, hedged when it is slower than usual, the next when it fails."""
         for _ in range(MAP_ROUNDS):
             order = self._maps.order
-            stamped = msgspec.structs.replace(request, map_version=self._maps.version(shard))
+            version = self._maps.version(shard)
+            if request.map_version != version:
+                request = msgspec.structs.replace(request, map_version=version)
             try:
                 started = time.perf_counter()
-                answer = await self.first(self._maps.readers(shard), stamped)
+                answer = await self.first(self._maps.readers(shard), request)
                 self.hedge.note(time.perf_counter() - started)
             except OutdatedMapError:
                 await self._maps.catch_up(order)

@@ -116,7 +116,7 @@ class Router:
         parts = await _gather(
             self._strong.search(s, namespace, request(s, 0), k)
             if self._asks_majority(s)
-            else self._asker.one(s, request(s, 0), ops.Hits)
+            else self._asker.one(s, request(s, self._maps.version(s)), ops.Hits)
             for s in shards
         )
         if len(parts) == 1:

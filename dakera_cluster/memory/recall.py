@@ -192,12 +192,6 @@ class Recaller:
 
 
 def _scored(hit: ops.Hit, memory: Memory) -> ScoredMemory:
-    return ScoredMemory(
-        memory=memory,
-        score=hit.score,
-        weighted_score=hit.score,
-        smart_score=hit.score,
-        vector_score=hit.vector_score,
-        text_score=hit.text_score,
-        explain=dict(hit.features) if hit.features is not None else None,
-    )
+    score, features = hit.score, hit.features
+    explain = dict(features) if features is not None else None
+    return ScoredMemory(memory, score, score, score, hit.vector_score, hit.text_score, explain=explain)

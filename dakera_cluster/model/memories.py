@@ -64,7 +64,7 @@ class Field:
     EXTRA = "extra"
 
 
-class Memory(msgspec.Struct, kw_only=True, omit_defaults=False):
+class Memory(msgspec.Struct, omit_defaults=False, gc=False):
     """A memory as clients see it (shared shape `Memory` of the wire contract)."""
 
     id: str
@@ -87,7 +87,7 @@ class Memory(msgspec.Struct, kw_only=True, omit_defaults=False):
     decay_flag: bool = False
 
 
-class ScoredMemory(msgspec.Struct, kw_only=True):
+class ScoredMemory(msgspec.Struct, gc=False):
     """A memory found by recall or search. ``score`` is what the list is ordered by."""
 
     memory: Memory
@@ -197,23 +197,24 @@ def memory_of(
 ) -> Memory:
     """The memory that a document's visible fields describe."""
     created = int(shown.created or 0)
+    # By position: an answer makes as many as it holds memories, and eighteen names to match take longer than the rest.
     return Memory(
-        id=memory_id,
-        content=shown.text or "",
-        agent_id=agent_id,
-        namespace=namespace,
-        memory_type=shown.type or _EPISODIC,
-        importance=shown.importance,
-        tags=shown.tags or [],
-        session_id=shown.session,
-        metadata=shown.metadata,
-        created_at=created,
-        updated_at=shown.updated or created,
-        last_accessed_at=last_access_ms // 1000 or created,
-        access_count=access_count,
-        ttl_seconds=shown.ttl,
-        expires_at=shown.expires,
-        embedding_model=shown.model,
-        event_time=shown.event_time,
-        decay_flag=bool(shown.decay_flag),
+        memory_id,
+        shown.text or "",
+        agent_id,
+        namespace,
+        shown.type or _EPISODIC,
+        shown.importance,
+        shown.tags or [],
+        shown.session,
+        shown.metadata,
+        created,
+        shown.updated or created,  # updated_at
+        last_access_ms // 1000 or created,  # last_accessed_at
+        access_count,
+        shown.ttl,
+        shown.expires,
+        shown.model,
+        shown.event_time,
+        bool(shown.decay_flag),
     )

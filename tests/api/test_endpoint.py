@@ -20,7 +20,7 @@ import pytest
 import zstandard
 
 from dakera_cluster.api.route import Call, Raw, Route
-from dakera_cluster.api.server import RUNTIME, ApiServer, make_app
+from dakera_cluster.api.server import ApiServer
 from dakera_cluster.api.settings import ApiSettings
 from dakera_cluster.memory.events import EventBus
 from dakera_cluster.memory.keys import Keys
@@ -91,11 +91,11 @@ def table(gate: Gate) -> list[Route]:
 
 
 class Served:
-    def __init__(self, port: int, gate: Gate, session: aiohttp.ClientSession, app: Any) -> None:
+    def __init__(self, port: int, gate: Gate, session: aiohttp.ClientSession, server: ApiServer) -> None:
         self.port = port
         self.gate = gate
         self.session = session
-        self.runtime = app[RUNTIME]
+        self.runtime = server.runtime
 
     async def ask(self, method: str, path: str, **kwargs: Any) -> tuple[aiohttp.ClientResponse, Any]:
         async with self.session.request(method, f"http://127.0.0.1:{self.port}{path}", **kwargs) as answer:
@@ -111,16 +111,15 @@ async def serve(**settings: Any) -> AsyncIterator[Served]:
         status=SimpleNamespace(totals=lambda: (0, 0)),
         events=EventBus(lambda: 0),
     )
-    app = make_app(
+    server = ApiServer(
         services,  # type: ignore[arg-type]
         ApiSettings(host="127.0.0.1", port=0, **{"rate_limit_rps": 0, **settings}),
         routes=table(gate),
     )
-    server = ApiServer(app)
     port = await server.start()
     try:
         async with aiohttp.ClientSession() as session:
-            yield Served(port, gate, session, app)
+            yield Served(port, gate, session, server)
     finally:
         gate.opened.set()
         await server.stop()
@@ -380,8 +379,8 @@ async def test_draining_finishes_what_is_in_flight_and_accepts_nothing_more() ->
         status=SimpleNamespace(totals=lambda: (0, 0)),
         events=EventBus(lambda: 0),
     )
-    app = make_app(services, ApiSettings(host="127.0.0.1", port=0, rate_limit_rps=0), routes=table(gate))  # type: ignore[arg-type]
-    server = ApiServer(app)
+    settings = ApiSettings(host="127.0.0.1", port=0, rate_limit_rps=0)
+    server = ApiServer(services, settings, routes=table(gate))  # type: ignore[arg-type]
     port = await server.start()
     async with aiohttp.ClientSession() as session:
         url = f"http://127.0.0.1:{port}/wait"

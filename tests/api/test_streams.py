@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 
 from dakera_cluster.api.routes import EVENTS
-from dakera_cluster.api.server import RUNTIME, ApiServer, make_app
+from dakera_cluster.api.server import ApiServer
 from dakera_cluster.api.settings import ApiSettings
 from dakera_cluster.memory.events import EventBus
 from dakera_cluster.memory.keys import Keys
@@ -24,8 +24,8 @@ ROOT = "root-key"
 
 
 class Served:
-    def __init__(self, app: Any, server: ApiServer, bus: EventBus, keys: Keys, session: aiohttp.ClientSession) -> None:
-        self.runtime = app[RUNTIME]
+    def __init__(self, server: ApiServer, bus: EventBus, keys: Keys, session: aiohttp.ClientSession) -> None:
+        self.runtime = server.runtime
         self.server = server
         self.bus = bus
         self.keys = keys
@@ -59,12 +59,11 @@ async def serve(**settings: Any) -> AsyncIterator[Served]:
     keys = Keys(MemoryObjectStore(), node="n", clock=time.time)
     services = SimpleNamespace(keys=keys, status=SimpleNamespace(totals=lambda: (0, 0)), events=bus)
     plain = {"host": "127.0.0.1", "port": 0, "rate_limit_rps": 0, "root_key": ROOT, "drain_timeout_s": 5.0}
-    app = make_app(services, ApiSettings(**{**plain, **settings}), routes=EVENTS)  # type: ignore[arg-type]
-    server = ApiServer(app)
+    server = ApiServer(services, ApiSettings(**{**plain, **settings}), routes=EVENTS)  # type: ignore[arg-type]
     await server.start()
     async with aiohttp.ClientSession() as session:
         try:
-            yield Served(app, server, bus, keys, session)
+            yield Served(server, bus, keys, session)
         finally:
             await server.stop()
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from dakera_cluster.api.time_limit import TimeLimit
+from dakera_cluster.api.time_limit import TimeLimits
 
 LONG_S = 60.0
 
 
 async def limited(seconds: float, work: Any) -> str:
     ours = False
-    limit = TimeLimit(seconds)
+    limit = TimeLimits(seconds).begin()
     try:
         try:
             return await work
