@@ -4,8 +4,8 @@ How it runs. `embed` puts a request's texts on one of two queues and waits. The 
 (texts of all waiting requests, in turn), cuts it into forward passes, and before every pass serves the queries that have come
 meanwhile, all in one batch. So a query waits for one pass at most, however many texts are being stored, and passages get
 every second pass at least, however many queries come. Requests that arrive during a pass are joined in the next.
-A pass over one query costs nearly what a pass over four does, because the model's weights come from memory either way. So when
-most askers (`asking`) are busy with what they got before, the first query that comes waits for others, `gather_ms` at most.
+Several queries in one pass cost less than a pass each, because the model's weights come from memory once. So when most
+askers (`asking`) are busy with what they got before, the first query that comes waits for others, `gather_ms` at most.
 The thread takes its own work and needs no turn of the event loop between passes: a busy loop does not idle the model.
 A query that has to wait also asks what other nodes have computed (`shared`); the first answer counts.
 
@@ -58,7 +58,7 @@ class EmbedderSettings(msgspec.Struct, frozen=True):
     slice_tokens: int = 2048
     """Passages taken at a time: enough to sort by length, few enough that a small store joins soon."""
     query_batch_tokens: int = 256
-    gather_ms: float = 3.0
+    gather_ms: float = 1.0
     """Longest wait of a query for others while most askers still work on their last answer; 0: never wait."""
     max_queued_queries: int = 1024
     max_queued_passages: int = 16_384
