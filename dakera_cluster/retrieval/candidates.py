@@ -55,23 +55,23 @@ class Candidates:
 
     @property
     def fused(self) -> NDArray[np.float64]:
-        return self.columns[0]
+        return np.asarray(self.columns[0])
 
     @property
     def cosine(self) -> NDArray[np.float64]:
-        return self.columns[1]
+        return np.asarray(self.columns[1])
 
     @property
     def bm25(self) -> NDArray[np.float64]:
-        return self.columns[2]
+        return np.asarray(self.columns[2])
 
     @property
     def coverage(self) -> NDArray[np.float64]:
-        return self.columns[3]
+        return np.asarray(self.columns[3])
 
     @property
     def window(self) -> NDArray[np.float64]:
-        return self.columns[4]
+        return np.asarray(self.columns[4])
 
     def head(self, n: int) -> Candidates:
         """The first ``n``."""

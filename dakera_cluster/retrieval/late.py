@@ -55,7 +55,7 @@ class Matched:
 
     @property
     def late(self) -> NDArray[np.float64]:
-        return self.columns[5]
+        return np.asarray(self.columns[5])
 
 
 def late_query(query: QueryFeatures, store: TokenStore, live: int) -> LateQuery:

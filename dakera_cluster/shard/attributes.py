@@ -53,11 +53,13 @@ class Attributes:
     accesses: Column
     accessed_ms: Column
 
-    __slots__ = (*_NUMBERS, "_session_codes", "_tag_codes", "_tagged", "_tags", "live", "sessions", "size")
+    __slots__ = (*_NUMBERS, "_session_codes", "_tag_codes", "_tagged", "_tags", "expiring", "live", "sessions", "size")
 
     def __init__(self) -> None:
         self.size = 0
         self.live = 0
+        self.expiring = 0
+        """Slots, dead ones included, whose document expires some day."""
         for name, (dtype, _) in _NUMBERS.items():
             setattr(self, name, np.zeros(0, dtype=dtype))
         self.sessions: list[str] = []
@@ -87,7 +89,9 @@ class Attributes:
         kind = fields.get(Field.TYPE)
         self.type[slot] = TYPES.index(kind) if kind in TYPES else NO_TYPE
         self.session[slot] = self._session_code(fields.get(Field.SESSION))
-        self.expires[slot] = int(fields.get(Field.EXPIRES) or 0)
+        expires = int(fields.get(Field.EXPIRES) or 0)
+        self.expiring += (expires != 0) - int(self.expires[slot] != 0)
+        self.expires[slot] = expires
         self._set_tags(slot, fields.get(Field.TAGS) or ())
 
     def kill(self, slot: int) -> None:
@@ -144,7 +148,7 @@ class Attributes:
         """Mask over slots of the documents that live and have not expired."""
         alive: np.ndarray[Any, Any] = self.alive[: self.size]
         expires = self.expires[: self.size]
-        if not expires.any():
+        if not self.expiring:
             return alive
         return np.asarray(alive & ((expires == 0) | (expires > now_ms // 1000)))
 
@@ -214,4 +218,5 @@ class Attributes:
             setattr(self, name, np.array(numbers[name], dtype=dtype))
         self.size = len(self.alive)
         self.live = int(self.alive.sum())
+        self.expiring = int(np.count_nonzero(self.expires))
         return self

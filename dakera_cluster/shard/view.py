@@ -232,7 +232,7 @@ class NamespaceView:
 
     def allowed(self, where: Where | None, now_ms: int) -> Mask | None:
         """`mask`, or None when every live document is allowed: the indexes hold no dead ones."""
-        if where is None and not self.attributes.expires[: self.attributes.size].any():
+        if where is None and not self.attributes.expiring:
             return None
         return self.mask(where, now_ms)
 

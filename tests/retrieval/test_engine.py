@@ -170,6 +170,14 @@ def test_explain_names_every_feature_of_every_ranked_result_and_the_time_of_ever
     assert shares == pytest.approx(found.relevance[0], abs=1e-9)
 
 
+@pytest.mark.parametrize("text", [*QUESTIONS, "violin"])
+def test_a_turn_that_is_the_only_candidate_is_found(text: str) -> None:
+    view = view_of(ROWS)
+    only = np.arange(len(view.ids)) == 200
+    for options in (Options(k=5), Options(k=5, routing=Routing.VECTOR), Options(k=5, routing=Routing.BM25)):
+        assert set(rank(view, question(text), options, SETTINGS, only).slots.tolist()) <= {200}
+
+
 @pytest.mark.parametrize("text", QUESTIONS)
 def test_where_nobody_has_a_session_the_short_way_finds_the_same_features(
     text: str, monkeypatch: pytest.MonkeyPatch

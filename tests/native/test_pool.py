@@ -1,0 +1,139 @@
+"""A pool as a whole: its matches, how it is cut, and the order of what is left."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dakera_cluster.native import late, order
+
+WIDTH = 72
+KEYS = np.random.default_rng(1).integers(0, 2**63, 50).astype(np.uint64)
+
+
+def asked(tokens: int, width: int = WIDTH) -> late.Query:
+    rng = np.random.default_rng(tokens)
+    vectors = rng.normal(size=(tokens, width)).astype(np.float32)
+    return late.Query(*late.steps(vectors), rng.random(tokens), np.linspace(1, -1, width + 1).astype(np.float32))
+
+
+def stored(counts: list[int]) -> late.Stored:
+    lengths = np.array(counts, np.int32)
+    signs = np.random.default_rng(2).integers(0, 256, (int(lengths.sum()), WIDTH // 8), dtype=np.uint8)
+    return late.Stored(signs, (np.cumsum(lengths) - lengths).astype(np.int64), lengths)
+
+
+@pytest.mark.parametrize("tokens", [1, 8, 9, 30])
+@pytest.mark.parametrize("most_exact", [0, 17, 18, 1_000])
+def test_memories_are_matched_as_their_runs_are(tokens: int, most_exact: int) -> None:
+    query, held = asked(tokens), stored([4, 0, 7, 1, 6])
+    slots = np.array([2, 1, 0, 9, -1, 4])
+    result = late.whole(query, held, slots, most_exact, 17)
+    assert result is not None
+    best, first, seen = result
+    assert seen.tolist() == [True, False, True, False, False, True]
+    expected, expected_first = np.zeros((tokens, 6), np.float32), np.zeros(6)
+    runs = np.array([4, 0, 12]), np.array([7, 4, 6]), np.array([0, 2, 5])
+    signs = held.arrays[0]
+    if most_exact >= 17:
+        late.exact(signs, runs, query.steps, query.sums, query.scales, query.weights, expected, expected_first)
+    else:
+        late.estimated(signs, runs, query.signs, query.cosines, query.weights, expected, expected_first)
+    assert best.tobytes() == expected.tobytes()
+    assert first.tobytes() == expected_first.tobytes()
+
+
+def test_nothing_is_matched_beyond_the_budget_or_without_tokens() -> None:
+    query, held = asked(3), stored([4, 0, 7])
+    assert late.whole(query, held, np.array([0, 2]), 100, 10) is None
+    for slots in (np.array([1, 5]), np.zeros(0, np.int64)):
+        result = late.whole(query, held, slots, 100, 10)
+        assert result is not None
+        assert not any(part.any() for part in result)
+    with pytest.raises(ValueError, match="another width"):
+        late.whole(asked(3, WIDTH + 8), held, np.array([0]), 100, 100)
+
+
+def test_tokens_that_reach_beyond_the_rows_are_refused() -> None:
+    held = stored([4, 3])
+    for start, count in ((5, 3), (-1, 2), (0, 8)):
+        broken = late.Stored(held.arrays[0], np.array([start]), np.array([count], np.int32))
+        with pytest.raises(ValueError, match="runs reach beyond"):
+            late.whole(asked(2), broken, np.array([0]), 100, 100)
+
+
+def test_a_question_whose_parts_do_not_fit_is_refused() -> None:
+    steps, sums, scales, signs = late.steps(np.ones((3, 16), np.float32))
+    parts: dict[str, Any] = {
+        "steps": steps,
+        "sums": sums,
+        "scales": scales,
+        "signs": signs,
+        "weights": np.ones(3),
+        "cosines": np.ones(17, np.float32),
+    }
+    late.Query(**parts)
+    for name in ("sums", "scales", "weights", "signs", "cosines"):
+        with pytest.raises(ValueError, match="fit"):
+            late.Query(**parts | {name: parts[name][:-1].copy()})
+    many = np.ones((late.MAX_TOKENS + 1, 8), np.float32)
+    with pytest.raises(ValueError, match="do not fit"):
+        late.Query(*late.steps(many), np.ones(len(many)), np.ones(9, np.float32))
+
+
+def scaled(values: np.ndarray) -> np.ndarray:
+    row = values[None].copy()
+    order.scale_rows(row, np.ones(1, bool))
+    return row[0]
+
+
+@pytest.mark.parametrize(("pool", "kept"), [(30, 12), (30, 30), (1, 1), (0, 0), (20, 99)])
+@pytest.mark.parametrize("tokens", [0, 5])
+def test_a_pool_is_cut_by_what_it_was_found_with_and_what_matches(pool: int, kept: int, tokens: int) -> None:
+    rng = np.random.default_rng(pool)
+    slots, columns = rng.permutation(50)[:40].astype(np.int64), rng.integers(0, 4, (3, 40)).astype(np.float64)
+    best, first = rng.integers(0, 3, (tokens, pool)).astype(np.float32), rng.random(pool)
+    query = asked(tokens)
+    query.weights[:] = 1
+    taken, level, *cut = late.cut(query, slots, columns, best, first, 0.5, KEYS, kept)
+    matched = late.weighted(best, query.weights)
+    expected = scaled(columns[0, :pool]) + 0.5 * scaled(matched)
+    assert level.tobytes() == expected.tobytes()
+    assert taken.tolist() == np.lexsort((KEYS[slots[:pool]], -expected)).tolist()
+    head = taken[:kept]
+    assert cut[0].tolist() == slots[head].tolist()
+    assert cut[1].tolist() == np.vstack([columns[:, :pool], matched, first])[:, head].tolist()
+    assert cut[2].tolist() == best[:, head].tolist()
+
+
+def test_a_pool_that_does_not_fit_is_refused() -> None:
+    slots, columns, best = np.arange(4), np.ones((3, 4)), np.ones((2, 4), np.float32)
+    for wrong in (
+        (slots[:3], columns, best, np.ones(4)),
+        (slots, columns, best, np.ones(3)),
+        (slots, columns, np.ones((3, 4), np.float32), np.ones(4)),
+        (slots, columns, np.ones((2, 5), np.float32), np.ones(5)),
+        (slots, columns[:0], best, np.ones(4)),
+    ):
+        with pytest.raises(ValueError, match="do not fit"):
+            late.cut(asked(2), *wrong, 1.0, KEYS, 2)
+    for slot in (-1, 50):
+        with pytest.raises(ValueError, match="no key"):
+            late.cut(asked(2), np.array([0, slot, 2, 3]), columns, best, np.ones(4), 1.0, KEYS, 2)
+
+
+def test_sums_are_ordered_and_say_whether_any_are_equal() -> None:
+    rng = np.random.default_rng(6)
+    values, weights, added = rng.integers(0, 3, (4, 30)).astype(float), np.array([1.0, 0.0, -2.0, 0.5]), rng.random(30)
+    slots = rng.permutation(50)[:30].astype(np.int64)
+    for extra, equal in ((added, False), (np.zeros(30), True)):
+        sums, placed, has_ties = order.ordered_sums(values, weights, extra, slots, KEYS)
+        assert sums.tobytes() == (order.weighted_rows(values, weights) + extra).tobytes()
+        assert placed.tolist() == np.lexsort((KEYS[slots], -sums)).tolist()
+        assert has_ties is equal
+    nobody = order.ordered_sums(values[:, :0].copy(), weights, added[:0], slots[:0], KEYS)
+    assert (len(nobody[0]), len(nobody[1]), nobody[2]) == (0, 0, False)
+    with pytest.raises(ValueError, match="do not fit"):
+        order.ordered_sums(values, weights, added[:5], slots, KEYS)
+    with pytest.raises(ValueError, match="no key"):
+        order.ordered_sums(values, weights, added, slots + 50, KEYS)
