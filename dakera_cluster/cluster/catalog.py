@@ -81,8 +81,14 @@ class Catalog:
         found = self.find(namespace)
         if found is not None:
             return found
-        partitions = SESSION_PARTITIONS if namespace == SESSIONS_NAMESPACE else 1
-        return NamespaceRecord(name=namespace, partitions=partitions)
+        return NamespaceRecord(name=namespace, partitions=self.partitions(namespace))
+
+    def partitions(self, namespace: str) -> int:
+        """Over how many partitions the namespace's rows are spread."""
+        found = self.find(namespace)
+        if found is not None:
+            return found.partitions
+        return SESSION_PARTITIONS if namespace == SESSIONS_NAMESPACE else 1
 
     def names(self) -> list[str]:
         return sorted(self._records)

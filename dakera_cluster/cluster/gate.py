@@ -13,11 +13,11 @@ from collections.abc import Callable
 from dakera_cluster.cluster.holdings import Holdings
 from dakera_cluster.cluster.maps import Maps
 from dakera_cluster.model.errors import InvalidRequestError, ServiceUnavailableError
-from dakera_cluster.model.hlc import FarFutureError, HybridClock
+from dakera_cluster.model.hlc import NEVER, FarFutureError, HybridClock
 from dakera_cluster.model.ids import NodeId, ShardId
 from dakera_cluster.model.rows import version_of
 from dakera_cluster.model.shardmap import Admission, admit
-from dakera_cluster.protocols.tombstones import TombstoneConfig, write_is_fresh
+from dakera_cluster.protocols.tombstones import TombstoneConfig, stamp_is_fresh
 from dakera_cluster.protocols.transfer import Stage
 from dakera_cluster.shard import ops
 from dakera_cluster.shard.host import Host
@@ -74,13 +74,13 @@ class Gate:
         if holding is None or holding.stage is Stage.WIPING:
             raise NotAReplicaError(f"node {self._node} is not ready to take writes of shard {shard}")
         now_ms = self._now_ms()
-        if not all(write_is_fresh(row.kind, row.body, now_ms, self._tombstones) for row in request.rows):
+        versions = [version_of(row.kind, row.body) for row in request.rows]
+        if versions and not stamp_is_fresh(min(versions), now_ms, self._tombstones):
             raise InvalidRequestError(
                 "a write that waited this long may speak of what was deleted meanwhile", field="stamp"
             )
         try:
-            for row in request.rows:
-                self._clock.observe(version_of(row.kind, row.body).time, now_ms)
+            self._clock.observe(max(versions, default=NEVER).time, now_ms)
         except FarFutureError as error:
             raise InvalidRequestError(f"the coordinator's clock is wrong: {error}", field="stamp") from None
         answer = await self._host.handle(request)

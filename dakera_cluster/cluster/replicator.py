@@ -104,14 +104,11 @@ class Replicator:
     async def write(self, build: Build) -> None:
         """Make rows durable. Raises QuorumUnavailableError (``ambiguous`` when some replica may have the write),
         OverloadedError or StorageError."""
-        by_shard: dict[ShardId, list[int]] = {}
         stamp = self._clock.tick(self._now_ms())
         rows = build(stamp)
-        for position, row in enumerate(rows):
-            by_shard.setdefault(self._router.shard_for(row.namespace, row.id), []).append(position)
         chunks = [
             (shard, some[start : start + ROWS_PER_APPLY])
-            for shard, some in by_shard.items()
+            for shard, some in self._by_shard(rows).items()
             for start in range(0, len(some), ROWS_PER_APPLY)
         ]
         if len(chunks) == 1:
@@ -126,6 +123,18 @@ class Replicator:
             if isinstance(first, DakeraError) and (len(failures) < len(outcomes) or any(map(_is_ambiguous, failures))):
                 first.ambiguous = True
             raise first
+
+    def _by_shard(self, rows: Sequence[Row]) -> dict[ShardId, list[int]]:
+        """Shard -> places of its rows."""
+        homes: dict[str, ShardId | None] = {}
+        by_shard: dict[ShardId, list[int]] = {}
+        for place, row in enumerate(rows):
+            namespace = row.namespace
+            if namespace not in homes:
+                homes[namespace] = self._router.home_of(namespace)
+            home = homes[namespace]
+            by_shard.setdefault(self._router.shard_for(namespace, row.id) if home is None else home, []).append(place)
+        return by_shard
 
     async def close(self) -> None:
         """Wait for what was answered before every replica had spoken, and for its hints."""

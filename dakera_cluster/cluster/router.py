@@ -62,12 +62,16 @@ class Router:
 
     def shard_for(self, namespace: str, row_id: str) -> ShardId:
         """The shard of a row."""
-        partitions = self._catalog.effective(namespace).partitions
-        return shard_of(namespace, partition_of(row_id, partitions), self._maps.shards)
+        partition = partition_of(row_id, self._catalog.partitions(namespace))
+        return shard_of(namespace, partition, self._maps.shards)
+
+    def home_of(self, namespace: str) -> ShardId | None:
+        """The shard of all rows of a namespace with one partition, None for one with more."""
+        return shard_of(namespace, 0, self._maps.shards) if self._catalog.partitions(namespace) == 1 else None
 
     def shards_of(self, namespace: str) -> list[ShardId]:
         """Every shard that may hold rows of the namespace."""
-        partitions = self._catalog.effective(namespace).partitions
+        partitions = self._catalog.partitions(namespace)
         if partitions == 1:
             return [shard_of(namespace, 0, self._maps.shards)]
         return sorted({shard_of(namespace, part, self._maps.shards) for part in range(partitions)})
@@ -80,8 +84,9 @@ class Router:
     ) -> dict[str, bytes]:
         """id -> encoded body of the rows that exist, tombstones included. ``level``: this read's own, over the request's."""
         by_shard: dict[ShardId, list[str]] = {}
+        home = self.home_of(namespace)
         for row_id in dict.fromkeys(ids):
-            by_shard.setdefault(self.shard_for(namespace, row_id), []).append(row_id)
+            by_shard.setdefault(self.shard_for(namespace, row_id) if home is None else home, []).append(row_id)
         found: dict[str, bytes] = {}
 
         async def one(shard: ShardId, some: list[str]) -> None:

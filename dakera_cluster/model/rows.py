@@ -108,13 +108,19 @@ class Usage(msgspec.Struct, array_like=True):
 
     @property
     def version(self) -> Stamp:
-        return max(self.deleted, max((entry.stamp for entry in self.entries.values()), default=NEVER))
+        youngest = self.deleted
+        for entry in self.entries.values():
+            if entry.stamp > youngest:
+                youngest = entry.stamp
+        return youngest
 
 
 _ENCODER = msgspec.msgpack.Encoder(order="deterministic")
 _PLAIN = msgspec.msgpack.Encoder()
 _DOCUMENT = msgspec.msgpack.Decoder(Document)
 _USAGE = msgspec.msgpack.Decoder(Usage)
+_NO_ENTRIES = _PLAIN.encode({})
+"""How the body of a usage row without entries ends."""
 
 
 def encode_value(value: Any) -> bytes:
@@ -140,7 +146,9 @@ def decode_usage(body: bytes) -> Usage:
 
 def _encode_usage(usage: Usage) -> bytes:
     # The deterministic encoder takes string keys only, so the integer keys are put in order here.
-    return _PLAIN.encode(Usage(usage.deleted, dict(sorted(usage.entries.items()))))
+    if len(usage.entries) > 1:
+        usage = Usage(usage.deleted, dict(sorted(usage.entries.items())))
+    return _PLAIN.encode(usage)
 
 
 def put_document(stamp: Stamp, fields: dict[str, Any]) -> bytes:
@@ -203,13 +211,12 @@ def _rank(value: Any) -> tuple[bool, bytes]:
 
 def _merge_usages(left: Usage, right: Usage) -> Usage:
     deleted = max(left.deleted, right.deleted)
-    entries: dict[int, UsageEntry] = {}
-    for node in {**left.entries, **right.entries}:
-        candidates = [usage.entries[node] for usage in (left, right) if node in usage.entries]
-        best = max(candidates, key=lambda entry: (entry.stamp, entry.count))
-        if best.stamp > deleted:
-            entries[node] = best
-    return Usage(deleted, entries)
+    best = dict(left.entries)
+    for node, entry in right.entries.items():
+        known = best.get(node)
+        if known is None or (entry.stamp, entry.count) > (known.stamp, known.count):
+            best[node] = entry
+    return Usage(deleted, {node: entry for node, entry in best.items() if entry.stamp > deleted})
 
 
 def merge(kind: int, stored: bytes | None, incoming: bytes) -> bytes:
@@ -255,6 +262,8 @@ def version_of(kind: int, body: bytes) -> Stamp:
 def is_tombstone(kind: int, body: bytes) -> bool:
     """True when nothing but the memory of a delete is left."""
     if kind == Kind.USAGE:
+        if not body.endswith(_NO_ENTRIES):
+            return False  # nearly every body: it need not be read
         usage = decode_usage(body)
         return not usage.entries and usage.deleted > NEVER
     document = decode_document(body)

@@ -19,14 +19,24 @@ BUCKETS = 256
 _MASK = (1 << 64) - 1
 
 
+def hash_of(key: bytes) -> int:
+    """64-bit hash of a row's local key: it chooses the bucket (``hash % BUCKETS``) and seeds the row's terms."""
+    return xxhash.xxh3_64_intdigest(key)
+
+
 def bucket_of(key: bytes) -> int:
     """Bucket of a row's local key, 0 .. BUCKETS-1."""
-    return xxhash.xxh3_64_intdigest(key) % BUCKETS
+    return hash_of(key) % BUCKETS
 
 
 def term(key: bytes, body: bytes) -> int:
     """What one row adds to its bucket's digest."""
-    return xxhash.xxh3_64_intdigest(body, seed=xxhash.xxh3_64_intdigest(key))
+    return term_of(hash_of(key), body)
+
+
+def term_of(key_hash: int, body: bytes) -> int:
+    """`term` of a row whose key's hash is known."""
+    return xxhash.xxh3_64_intdigest(body, seed=key_hash)
 
 
 def update(digest: int, key: bytes, before: bytes | None, after: bytes | None) -> int:

@@ -43,7 +43,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from dakera_cluster.model.hlc import MAX_SKEW_MS
+from dakera_cluster.model.hlc import MAX_SKEW_MS, Stamp
 from dakera_cluster.model.ids import NodeId
 from dakera_cluster.model.rows import is_tombstone, version_of
 from dakera_cluster.model.shardmap import ShardState
@@ -81,7 +81,12 @@ def is_ripe(kind: int, body: bytes, now_wall_ms: float, config: TombstoneConfig)
 def write_is_fresh(kind: int, body: bytes, now_wall_ms: float, config: TombstoneConfig) -> bool:
     """May a row from a coordinator (write, hint, usage) be applied? One that waited somewhere for half the grace may speak of
     a row whose tombstone is forgotten; its sender must have the replica repaired instead."""
-    return now_wall_ms - version_of(kind, body).wall_ms < config.write_max_age_ms
+    return stamp_is_fresh(version_of(kind, body), now_wall_ms, config)
+
+
+def stamp_is_fresh(version: Stamp, now_wall_ms: float, config: TombstoneConfig) -> bool:
+    """`write_is_fresh` of a row of that version; of several rows, the oldest decides."""
+    return now_wall_ms - version.wall_ms < config.write_max_age_ms
 
 
 def repair_is_fresh(session_started_wall_ms: float, now_wall_ms: float, config: TombstoneConfig) -> bool:

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import struct
 
-from dakera_cluster.protocols import digest
 from dakera_cluster.storage.rocks import prefix_end
 
 ROWS = "rows"
@@ -108,8 +107,8 @@ def root_key(shard: int) -> bytes:
     return b"R" + _SHARD.pack(shard)
 
 
-def term_key(shard: int, local: bytes) -> bytes:
-    return b"T" + _BUCKET.pack(shard, digest.bucket_of(local)) + local
+def term_key(shard: int, bucket: int, local: bytes) -> bytes:
+    return b"T" + _BUCKET.pack(shard, bucket) + local
 
 
 def term_prefix(shard: int, bucket: int) -> bytes:

@@ -6,6 +6,8 @@ from it into the same batch, so that after any crash rows and books agree. Calle
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Protocol
 
 import msgspec
@@ -20,9 +22,11 @@ _MASK = (1 << 64) - 1
 
 
 class Getter(Protocol):
-    """Reads one key of the store."""
+    """Reads one key of the store, or many in one call: each lets the other threads go first."""
 
     def get(self, family: str, key: bytes) -> bytes | None: ...
+
+    def multi_get(self, family: str, keys: Sequence[bytes]) -> list[bytes | None]: ...
 
 
 class NamespaceCounts(msgspec.Struct, array_like=True):
@@ -59,7 +63,10 @@ def read_counts(store: Getter, shard: int, namespace: str, now_ms: int) -> Names
 
 def read_root(store: Getter, shard: int) -> int:
     """The root of the shard's digests, 0 when it was never written."""
-    data = store.get(keys.META, keys.root_key(shard))
+    return _digest(store.get(keys.META, keys.root_key(shard)))
+
+
+def _digest(data: bytes | None) -> int:
     return int.from_bytes(data, "big") if data is not None else 0
 
 
@@ -71,27 +78,24 @@ class Ledger:
         self._view = view
         self._now_ms = now_ms
         self._counts: dict[str, NamespaceCounts] = {}
-        self._digests: dict[int, int] = {}
-        self._delta = 0
+        self._bucket_changes: defaultdict[int, int] = defaultdict(int)
 
     def note(
         self, batch: WriteBatch, namespace: str, kind: int, local: bytes, before: bytes | None, after: bytes | None
     ) -> None:
         """A row's body changes from ``before`` to ``after``; None means that the row is not there."""
         self._note_counts(batch, namespace, kind, local, before, after)
-        bucket = digest.bucket_of(local)
-        if bucket not in self._digests:
-            data = self._view.get(keys.META, keys.digest_key(self._shard, bucket))
-            self._digests[bucket] = int.from_bytes(data, "big") if data is not None else 0
-        change = -digest.term(local, before) if before is not None else 0
+        key_hash = digest.hash_of(local)
+        bucket = key_hash % digest.BUCKETS
+        key = keys.term_key(self._shard, bucket, local)
+        change = -digest.term_of(key_hash, before) if before is not None else 0
         if after is not None:
-            term = digest.term(local, after)
-            batch.put(keys.META, keys.term_key(self._shard, local), term.to_bytes(8, "big"))
+            term = digest.term_of(key_hash, after)
+            batch.put(keys.META, key, term.to_bytes(8, "big"))
             change += term
         else:
-            batch.delete(keys.META, keys.term_key(self._shard, local))
-        self._digests[bucket] = (self._digests[bucket] + change) & _MASK
-        self._delta += change
+            batch.delete(keys.META, key)
+        self._bucket_changes[bucket] += change
 
     def close(self, batch: WriteBatch) -> None:
         """Put the sums into the batch."""
@@ -101,11 +105,12 @@ class Ledger:
                 batch.put(keys.META, key, _COUNTS_ENCODER.encode(counts))
             else:
                 batch.delete(keys.META, key)
-        for bucket, value in self._digests.items():
-            batch.put(keys.META, keys.digest_key(self._shard, bucket), value.to_bytes(8, "big"))
-        if self._digests:
-            root = (read_root(self._view, self._shard) + self._delta) & _MASK
-            batch.put(keys.META, keys.root_key(self._shard), root.to_bytes(8, "big"))
+        changes = self._bucket_changes
+        if changes:
+            sums = {keys.digest_key(self._shard, bucket): change for bucket, change in changes.items()}
+            sums[keys.root_key(self._shard)] = sum(changes.values())
+            for (key, change), data in zip(sums.items(), self._view.multi_get(keys.META, list(sums)), strict=True):
+                batch.put(keys.META, key, ((_digest(data) + change) & _MASK).to_bytes(8, "big"))
 
     def _note_counts(
         self, batch: WriteBatch, namespace: str, kind: int, local: bytes, before: bytes | None, after: bytes | None
@@ -116,6 +121,8 @@ class Ledger:
         counts.bytes += (len(after) if after is not None else 0) - (len(before) if before is not None else 0)
         counts.updated_ms = self._now_ms
         was, now = _life(kind, before), _life(kind, after)
+        if was is now:
+            return  # neither lives as a document nor lies in a grave: a count of accesses, nearly always
         counts.documents += now.alive - was.alive
         for old, new, key in (
             (was.expires_s, now.expires_s, keys.expiry_key),

@@ -76,18 +76,19 @@ class Replica:
         changes: list[Change] = []
         outrun: Stamp | None = None
         ledger = Ledger(self.shard, view, now_ms)
-        written: dict[bytes, bytes] = {}
-        for row in rows:
-            local = keys.local_key(row.namespace, row.kind, row.id)
-            key = keys.row_key(self.shard, local)
-            before = written.get(key) or view.get(keys.ROWS, key)
+        locals_ = [keys.local_key(row.namespace, row.kind, row.id) for row in rows]
+        row_keys = [keys.row_key(self.shard, local) for local in locals_]
+        # As stored, and then as this batch leaves them: a row may come more than once.
+        bodies = dict(zip(row_keys, view.multi_get(keys.ROWS, row_keys), strict=True))
+        for row, local, key in zip(rows, locals_, row_keys, strict=True):
+            before = bodies[key]
             after = merge(row.kind, before, row.body)
             rival = outrun_by(row.kind, before, row.body)
             if rival is not None and (outrun is None or rival > outrun):
                 outrun = rival
             if after == before:
                 continue
-            written[key] = after
+            bodies[key] = after
             self._sequence += 1
             batch.put(keys.ROWS, key, after)
             batch.put(keys.CHANGES, keys.change_key(self.shard, self._sequence), local)

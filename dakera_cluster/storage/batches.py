@@ -41,17 +41,17 @@ class WriteBatch:
 
     def put(self, family: str, key: bytes, value: bytes) -> WriteBatch:
         """Set ``key`` to ``value``."""
-        return self._add(Operation(Change.PUT, family, key, value))
+        return self._add(Change.PUT, family, key, value)
 
     def delete(self, family: str, key: bytes) -> WriteBatch:
         """Remove ``key``; a key that is not there is no error."""
-        return self._add(Operation(Change.DELETE, family, key, b""))
+        return self._add(Change.DELETE, family, key, b"")
 
     def delete_range(self, family: str, start: bytes, end: bytes) -> WriteBatch:
         """Remove every key in ``[start, end)``."""
         if end <= start:
             raise ValueError("delete_range: the end key must be greater than the start key")
-        return self._add(Operation(Change.DELETE_RANGE, family, start, end))
+        return self._add(Change.DELETE_RANGE, family, start, end)
 
     def extend(self, other: WriteBatch) -> WriteBatch:
         """Append the changes of ``other`` after these."""
@@ -59,11 +59,11 @@ class WriteBatch:
         self.size_bytes += other.size_bytes
         return self
 
-    def _add(self, operation: Operation) -> WriteBatch:
-        if not isinstance(operation.key, bytes) or not isinstance(operation.value, bytes):
+    def _add(self, change: Change, family: str, key: bytes, value: bytes) -> WriteBatch:
+        if not isinstance(key, bytes) or not isinstance(value, bytes):
             raise TypeError("keys and values of a row store are bytes")
-        self.operations.append(operation)
-        self.size_bytes += len(operation.key) + len(operation.value) + OPERATION_OVERHEAD_BYTES
+        self.operations.append(Operation(change, family, key, value))
+        self.size_bytes += len(key) + len(value) + OPERATION_OVERHEAD_BYTES
         return self
 
     def __len__(self) -> int:

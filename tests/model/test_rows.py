@@ -15,6 +15,8 @@ from dakera_cluster.model.hlc import NEVER, Stamp
 from dakera_cluster.model.rows import (
     Document,
     Kind,
+    Usage,
+    UsageEntry,
     decode_document,
     decode_usage,
     delete_document,
@@ -212,3 +214,27 @@ def test_a_tombstone_keeps_none_of_the_deleted_content() -> None:
     body = merged(Kind.DOCUMENT, put_document(Stamp(1, 1), {"text": "secret"}), delete_document(Stamp(2, 1)))
     assert is_tombstone(Kind.DOCUMENT, body)
     assert b"secret" not in body
+
+
+@given(st.lists(usages, min_size=1, max_size=5))
+@settings(max_examples=300, deadline=None)
+def test_usage_keeps_of_each_node_the_youngest_entry_behind_the_last_delete(history: list[bytes]) -> None:
+    parts = [decode_usage(body) for body in history]
+    deleted = max(part.deleted for part in parts)
+    entries = dict[int, UsageEntry]()
+    for node in {node for part in parts for node in part.entries}:
+        noted = [part.entries[node] for part in parts if node in part.entries]
+        youngest = max(noted, key=lambda entry: (entry.stamp, entry.count))
+        if youngest.stamp > deleted:
+            entries[node] = youngest
+    body = merged(Kind.USAGE, *history)
+    assert decode_usage(body) == Usage(deleted, entries)
+    assert list(decode_usage(body).entries) == sorted(entries)
+    assert version_of(Kind.USAGE, body) == max([deleted, *(entry.stamp for entry in entries.values())])
+    assert is_tombstone(Kind.USAGE, body) == (not entries)
+
+
+def test_a_count_whose_bytes_end_like_those_of_no_counts_is_no_tombstone() -> None:
+    body = note_usage(1, 1, Stamp(1 << 16, 0x12345680))
+    assert body.endswith(b"\x80")
+    assert not is_tombstone(Kind.USAGE, body)
