@@ -8,6 +8,7 @@ be dropped and rebuilt from rows whenever it pays. Everything runs in the namesp
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any, Protocol
 
 import msgspec
@@ -32,6 +33,8 @@ DEAD_SHARE_BEFORE_REBUILD = 0.5
 BULK_DOCUMENTS = 512
 """Documents handed to the indexes at once: bounds the memory of a rebuild."""
 BYTES_PER_ID = 180
+USAGE_WORTH = 0.1
+"""What catching up with a changed usage costs, in changed documents: two numbers against everything the indexes hold."""
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -65,6 +68,8 @@ class NamespaceView:
         self.namespace = namespace
         self.settings = settings
         self.sequence = 0
+        self.snapshot_sequence = 0
+        """``sequence`` of the last snapshot or rebuild."""
         self.slots: dict[str, int] = {}
         self.ids: list[str] = []
         self.attributes = Attributes()
@@ -72,8 +77,9 @@ class NamespaceView:
         self.vectors: VectorIndex | None = None
         self.evidence = Evidence()
         self.foreign_vectors = 0
-        self.changes_since_snapshot = 0
-        self.changes_since_weighed = 0
+        self.changes_since_snapshot = 0.0
+        self.changes_since_weighed = 0.0
+        self._documents_changed = 0
         self._settled = -1
         self._rows = rows
         self._columns = Columns(self._column_values)
@@ -90,22 +96,32 @@ class NamespaceView:
                 self._put_documents(((row_id, body, sequence) for row_id, body in pending))
                 pending.clear()
         self._put_documents(((row_id, body, sequence) for row_id, body in pending))
-        for row_id, body in self._rows.scan(Kind.USAGE):
-            self._put_usage(row_id, body)
-        self.sequence = sequence
+        usages = iter(self._rows.scan(Kind.USAGE))
+        while some := list(islice(usages, BULK_DOCUMENTS)):
+            self._put_usages(some)
+        self.sequence = self.snapshot_sequence = sequence
 
     def apply(self, changes: Iterable[Change]) -> None:
         """Reflect changed rows; a change older than what a slot already reflects is passed over."""
         documents: dict[str, tuple[str, bytes, int]] = {}
+        usages: list[tuple[str, bytes]] = []
+        newest = self.sequence
         for change in changes:
-            self.sequence = max(self.sequence, change.sequence)
-            self.changes_since_snapshot += 1
-            self.changes_since_weighed += 1
+            if change.sequence > newest:
+                newest = change.sequence
             if change.kind == Kind.DOCUMENT:
                 documents[change.id] = (change.id, change.body, change.sequence)
             elif change.kind == Kind.USAGE:
-                self._put_usage(change.id, change.body)
-        self._put_documents(documents.values())
+                usages.append((change.id, change.body))
+        self.sequence = newest
+        worth = len(documents) + USAGE_WORTH * len(usages)
+        self.changes_since_snapshot += worth
+        self.changes_since_weighed += worth
+        if documents:
+            self._documents_changed += 1
+            self._put_documents(documents.values())
+        # After the documents: what is stored and used in one stretch of the log has a slot by now.
+        self._put_usages(usages)
 
     def _put_documents(self, documents: Iterable[tuple[str, bytes, int]]) -> None:
         texts: list[tuple[int, str]] = []
@@ -154,13 +170,13 @@ class NamespaceView:
         s = self.settings
         return VectorIndex(dimension, s.metric, s.index_type, s.flat_threshold)
 
-    def _put_usage(self, row_id: str, body: bytes) -> None:
-        slot = self.slots.get(row_id)
-        if slot is None:
-            return
-        usage = decode_usage(body)
-        self.attributes.accesses[slot] = usage.count
-        self.attributes.accessed_ms[slot] = usage.last_access_ms
+    def _put_usages(self, usages: Iterable[tuple[str, bytes]]) -> None:
+        """Take in the access counts of the documents that are here; of several of one document the last stands."""
+        accesses, accessed_ms, slots = self.attributes.accesses, self.attributes.accessed_ms, self.slots
+        for row_id, body in usages:
+            slot = slots.get(row_id)
+            if slot is not None:
+                accesses[slot], accessed_ms[slot] = decode_usage(body).totals()
 
     def _slot_of(self, row_id: str) -> int:
         slot = self.slots.get(row_id)
@@ -222,9 +238,10 @@ class NamespaceView:
         return self.text.segments > 1 or (self.vectors is not None and len(self.vectors) >= MIN_APPROXIMATE_ROWS)
 
     def settle(self) -> bool:
-        """Make a view that has not changed since the last call its quickest; False when it has changed since."""
-        if self._settled != self.sequence:
-            self._settled = self.sequence
+        """Make a view whose documents have not changed since the last call its quickest; False when they have. It is used
+        all the while it is searched: access counts do not put this off."""
+        if self._settled != self._documents_changed:
+            self._settled = self._documents_changed
             return False
         if self.text.segments > 1:
             self.text.compact()
@@ -303,5 +320,5 @@ class NamespaceView:
         if "vectors" in sections:
             self.vectors = VectorIndex.load(sections["vectors"], settings.flat_threshold)
         self.foreign_vectors = meta["foreign"]
-        self.sequence = meta["sequence"]
+        self.sequence = self.snapshot_sequence = meta["sequence"]
         return self

@@ -19,7 +19,7 @@ import msgspec
 
 from dakera_cluster.model.errors import CorruptionError, StorageError
 from dakera_cluster.model.rows import Kind
-from dakera_cluster.shard.replica import Change, Replica
+from dakera_cluster.shard.replica import CHANGES_KEPT, Change, Replica
 from dakera_cluster.shard.view import NamespaceView, ViewSettings
 from dakera_cluster.storage import snapshots
 
@@ -31,6 +31,9 @@ SNAPSHOT_CHANGES = 10_000
 SNAPSHOT_CHANGES_SHARE = 0.2
 """Changes, beside the documents of a large view, that are worth a snapshot: catching up with them takes two seconds at
 100,000 documents, and a fill writes each document six times, not fifty."""
+SNAPSHOT_LOG_SHARE = 0.5
+"""Part of the change log behind which a snapshot of a view that changes is made anew, whatever the changes are worth: behind
+all of it, it could not catch up."""
 SNAPSHOT_FORMAT = 2
 CATCH_UP_BATCH = 512
 LOADED_IN_LANE_DOCUMENTS = 2_000
@@ -180,8 +183,9 @@ class Views:
         weight = view.memory_bytes
         self.memory_bytes += weight - self._weights.get(key, 0)
         self._weights[key] = weight
-        view.changes_since_weighed = 0
-        if view.changes_since_snapshot >= max(SNAPSHOT_CHANGES, SNAPSHOT_CHANGES_SHARE * len(view)):
+        view.changes_since_weighed = 0.0
+        worth_one = view.changes_since_snapshot >= max(SNAPSHOT_CHANGES, SNAPSHOT_CHANGES_SHARE * len(view))
+        if worth_one or view.sequence - view.snapshot_sequence >= SNAPSHOT_LOG_SHARE * CHANGES_KEPT:
             self._due.add(key)
         if view.has_maintenance:
             self._unsettled.add(key)
@@ -226,7 +230,8 @@ class Views:
         view = self._views.get((shard, namespace))
         if view is None or self._directory is None or not view.changes_since_snapshot:
             return None
-        view.changes_since_snapshot = 0
+        view.changes_since_snapshot = 0.0
+        view.snapshot_sequence = view.sequence
         self._due.discard((shard, namespace))
         if len(view) < SNAPSHOT_MIN_DOCUMENTS:
             return None

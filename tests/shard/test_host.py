@@ -106,6 +106,19 @@ async def test_a_snapshot_catches_up_with_what_came_after_it(bench: Bench) -> No
     assert total == SNAPSHOT_MIN_DOCUMENTS
 
 
+async def test_a_snapshot_catches_up_with_the_use_of_what_came_after_it(bench: Bench) -> None:
+    await bench.apply(*[bench.put(f"m{i:05d}", f"item {i}") for i in range(SNAPSHOT_MIN_DOCUMENTS)])
+    await bench.ids("item")
+    await bench.reopen()
+    await bench.apply(bench.put("new", "zebra"), bench.use("new", 3), bench.use("m00001", 2), bench.use("m00001", 5))
+    await bench.crash()
+    assert await bench.ids("zebra", mode=ops.Mode.TEXT) == ["new"]
+    view = bench.host.views.loaded(SHARD, NAMESPACE)
+    assert view is not None
+    assert [int(view.attributes.accesses[view.slots[row_id]]) for row_id in ("new", "m00001", "m00002")] == [3, 5, 0]
+    assert bench.host.views.stats.loaded == 1
+
+
 async def test_a_damaged_snapshot_costs_a_rebuild_and_nothing_else(bench: Bench) -> None:
     await bench.apply(*[bench.put(f"m{i:05d}", f"item {i}") for i in range(SNAPSHOT_MIN_DOCUMENTS)])
     await bench.ids("item 9", 5)

@@ -120,3 +120,37 @@ def test_what_missed_changes_are_counted_for_is_bounded(bench: Bench) -> None:
     for number in range(views.MAX_MISSED + 50):
         bench.host.views.missed(SHARD, f"n{number}", views.SNAPSHOT_CHANGES)
     assert len(bench.host.views.behind()) == views.MAX_MISSED
+
+
+async def test_a_view_that_is_used_all_the_time_has_its_postings_in_one_piece(bench: Bench) -> None:
+    await bench.ids("the view is in memory from here on")
+    await _fill(bench, LARGE)
+    view = bench.host.views.loaded(SHARD, NAMESPACE)
+    assert view is not None
+    while view.maintenance():
+        pass
+    assert not view.settle(), "its documents have just changed"
+    await bench.apply(bench.use("m00001", 1))
+    assert view.settle()
+    await bench.apply(bench.put("new", "heron"))
+    assert not view.settle()
+
+
+async def test_accesses_bring_on_a_snapshot_only_when_the_log_would_run_out(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await _fill(bench, LARGE)
+    await bench.ids("item 7")
+    await bench.reopen()
+    await bench.ids("item 7")
+    monkeypatch.setattr(views, "SNAPSHOT_CHANGES", 1_000)
+    monkeypatch.setattr(views, "SNAPSHOT_CHANGES_SHARE", 0.0)
+    uses = [bench.use(f"m{i:05d}", 1) for i in range(LARGE)]
+    await bench.apply(*uses)
+    assert not bench.host.views.due_for_snapshot()
+    monkeypatch.setattr(views, "CHANGES_KEPT", 2 * LARGE)
+    await bench.apply(*[bench.use(f"m{i:05d}", 2) for i in range(LARGE)])
+    assert bench.host.views.due_for_snapshot() == [(SHARD, NAMESPACE)]
+    bench.host.views.snapshot(SHARD, NAMESPACE)
+    await bench.apply(*[bench.use(f"m{i:05d}", 3) for i in range(LARGE // 2)])
+    assert not bench.host.views.due_for_snapshot()
