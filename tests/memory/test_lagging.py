@@ -19,7 +19,7 @@ from dakera_cluster.model.keys import Access
 from dakera_cluster.model.rows import Kind, decode_document
 from dakera_cluster.protocols.quorum import ReadLevel
 from dakera_cluster.shard import ops
-from tests.support.replicas import NAMESPACE, REQUEST, Replicant, World
+from tests.support.replicas import NAMESPACE, REQUEST, Replicant, World, until
 
 AGENT, ROW = "ada", "m"
 
@@ -54,11 +54,13 @@ def memories_at(replicant: Replicant) -> Memories:
 @pytest.fixture
 async def behind(world: World) -> Replicant:
     """A node that knows of the memory's end, and not of its return."""
+    shard = world["c"].shard_for(NAMESPACE, ROW)
     await world["a"].put(ROW)
+    await until(lambda: ROW in world["c"].alive_ids(shard))
     await world["a"].delete(ROW)
+    await until(lambda: ROW not in world["c"].alive_ids(shard))
     lags(world, "c")
     await world["a"].put(ROW)
-    shard = world["c"].shard_for(NAMESPACE, ROW)
     assert ROW not in world["c"].alive_ids(shard)
     return world["c"]
 

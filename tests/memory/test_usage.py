@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from dakera_cluster.memory.usage import FLUSH_INTERVAL_S, ROWS_PER_WRITE
+from dakera_cluster.memory.usage import PATIENCE_S, ROWS_PER_WRITE
 from tests.support.node_process import NodeProcess
 
 AGENT = "reader"
@@ -38,7 +38,7 @@ class Caller:
         return int(memory.get("memory", memory)["access_count"])
 
     async def counted(self, row_id: str, expected: int) -> None:
-        async with asyncio.timeout(20 * FLUSH_INTERVAL_S):
+        async with asyncio.timeout(20 * PATIENCE_S):
             while await self.count(row_id) != expected:
                 await asyncio.sleep(0.1)
 
