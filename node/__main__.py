@@ -84,13 +84,15 @@ def _serve(config: Path | None) -> int:
 
 
 def _bound_math_threads(threads: int) -> None:
-    """Keep the pools of the linear algebra libraries to the threads that indexes may use; a variable that is set stays.
+    """Keep the pools of the libraries for linear algebra to the threads that indexes may use; a variable that is set stays.
 
     Left alone they take every core for products of a millisecond, and their threads spin while they wait for one another:
     on a busy machine a recall then costs ten times the processor time. Read once, when numpy and faiss are imported.
     """
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, str(threads))
+    # The tokenizer's pool wakes for every question, and costs more than the question's words.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def _pull(model: str, source: Path | None) -> int:

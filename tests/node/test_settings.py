@@ -98,9 +98,9 @@ assert "numpy" not in sys.modules
 entry._bound_math_threads(3)
 import numpy
 from dakera_cluster.index import vectors
-print(os.environ["OPENBLAS_NUM_THREADS"], os.environ["OMP_NUM_THREADS"])
+print(os.environ["OPENBLAS_NUM_THREADS"], os.environ["OMP_NUM_THREADS"], os.environ["TOKENIZERS_PARALLELISM"])
 """
-    env = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    env = {name: value for name, value in os.environ.items() if not name.endswith(("_NUM_THREADS", "_PARALLELISM"))}
     env["OMP_NUM_THREADS"] = "2"
     ended = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
-    assert ended.stdout == "3 2\n"
+    assert ended.stdout == "3 2 false\n"
