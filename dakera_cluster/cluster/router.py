@@ -104,26 +104,58 @@ class Router:
         return found
 
     async def _elsewhere(self, shard: ShardId, namespace: str, kind: Kind, ids: list[str]) -> dict[str, bytes]:
-        version = self._maps.version(shard)
-        request = ops.Read(shard, version, namespace, kind, ids)
+        def has_some(answer: ops.Bodies) -> bool:
+            return any(body is not None for body in answer.bodies)
+
+        answer = await self._others(shard, ops.Read(shard, 0, namespace, kind, ids), ops.Bodies, has_some)
+        return {i: body for i, body in zip(ids, answer.bodies, strict=True) if body is not None} if answer else {}
+
+    async def _others(
+        self, shard: ShardId, request: ops.Request, kind: type[A], has_some: Callable[[A], bool]
+    ) -> A | None:
+        """What another replica than the preferred one has, the first that has anything; None when none has or can say."""
+        stamped = msgspec.structs.replace(request, map_version=self._maps.version(shard))
         for node in self._maps.readers(shard)[1:]:
             with contextlib.suppress(ServiceUnavailableError, QueryTimeoutError):
-                answer = await self._asker.first([node], request)
-                assert isinstance(answer, ops.Bodies)
-                found = {i: body for i, body in zip(ids, answer.bodies, strict=True) if body is not None}
-                if found:
-                    return found
-        return {}
+                answer = await self._asker.first([node], stamped)
+                assert isinstance(answer, kind)
+                if has_some(answer):
+                    return answer
+        return None
+
+    async def _parts(
+        self,
+        shards: Sequence[ShardId],
+        request: Callable[[ShardId], ops.Request],
+        kind: type[A],
+        has_some: Callable[[A], bool],
+    ) -> list[A]:
+        """One replica's answer of each part of a namespace. When none has heard of anything in it the others are asked: a
+        replica that lags must not make a namespace unknown whose first write was acknowledged."""
+        parts = await _gather(self._asker.one(shard, request(shard), kind) for shard in shards)
+        if any(map(has_some, parts)):
+            return parts
+
+        async def elsewhere(shard: ShardId, part: A) -> A:
+            other = await self._others(shard, request(shard), kind, has_some)
+            return part if other is None else other
+
+        return await _gather(elsewhere(shard, part) for shard, part in zip(shards, parts, strict=True))
 
     async def search(self, namespace: str, request: Callable[[ShardId, int], ops.Request], k: int) -> ops.Hits:
         """The best ``k`` hits over all parts, by score, ties by id."""
         shards = self.shards_of(namespace)
-        parts = await _gather(
-            self._strong.search(s, namespace, request(s, 0), k)
-            if self._asks_majority(s)
-            else self._asker.one(s, request(s, self._maps.version(s)), ops.Hits)
-            for s in shards
-        )
+        if any(map(self._asks_majority, shards)):
+            parts = await _gather(
+                self._strong.search(s, namespace, request(s, 0), k)
+                if self._asks_majority(s)
+                else self._asker.one(s, request(s, self._maps.version(s)), ops.Hits)
+                for s in shards
+            )
+        else:
+            parts = await self._parts(
+                shards, lambda s: request(s, self._maps.version(s)), ops.Hits, lambda hits: hits.searched > 0
+            )
         if len(parts) == 1:
             return parts[0]
         best = heapq.nsmallest(k, (hit for part in parts for hit in part.hits), key=lambda hit: (-hit.score, hit.id))
@@ -141,15 +173,12 @@ class Router:
         """A page over all parts, in the request's order; ``shard`` and ``map_version`` of the request are filled in."""
         shards = self.shards_of(namespace or request.namespace)
         window = request.offset + request.limit
-        parts = await _gather(
-            self._asker.one(
-                shard,
-                msgspec.structs.replace(request, shard=shard, map_version=0)
-                if len(shards) == 1
-                else msgspec.structs.replace(request, shard=shard, map_version=0, offset=0, limit=window),
-                ops.Selected,
-            )
-            for shard in shards
+        whole = request if len(shards) == 1 else msgspec.structs.replace(request, offset=0, limit=window)
+        parts = await self._parts(
+            shards,
+            lambda shard: msgspec.structs.replace(whole, shard=shard, map_version=0),
+            ops.Selected,
+            lambda page: page.total > 0,
         )
         if len(parts) == 1:
             return parts[0]
@@ -180,15 +209,20 @@ class Router:
 
     async def describe(self, namespace: str, *, compact: bool = False) -> list[ops.Description]:
         """Sizes of each part."""
-        return await _gather(
-            self._asker.one(s, ops.Describe(s, 0, namespace, compact), ops.Description)
-            for s in self.shards_of(namespace)
+        return await self._parts(
+            self.shards_of(namespace),
+            lambda shard: ops.Describe(shard, 0, namespace, compact),
+            ops.Description,
+            lambda part: part.known,
         )
 
     async def profile(self, namespace: str, now_ms: int) -> ops.Profiled:
         """Counts over the live memories of a namespace."""
-        parts = await _gather(
-            self._asker.one(s, ops.Profile(s, 0, namespace, now_ms), ops.Profiled) for s in self.shards_of(namespace)
+        parts = await self._parts(
+            self.shards_of(namespace),
+            lambda shard: ops.Profile(shard, 0, namespace, now_ms),
+            ops.Profiled,
+            lambda part: part.count > 0,
         )
         return parts[0] if len(parts) == 1 else _joined(parts)
 
