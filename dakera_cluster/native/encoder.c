@@ -9,22 +9,12 @@
    Work is laid out for the caches: weights are kept in panels of PANEL columns in the order they are used, each read from
    memory once a pass and from the nearest cache by all blocks of rows; a block of rows stays in registers. */
 
-#include <math.h>
-
 #include "portable.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 
-#include <immintrin.h>
+#include "encoder_products.h"
 
-#define FAST __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")))
-#define FAST_INLINED FAST INLINED
-/* Floats of a vector, and columns of a panel: four vectors. */
-#define LANES 16
-#define VECTORS 4
-#define PANEL (LANES * VECTORS)
-/* Rows whose sums stay in registers: 6 x 4 sums, 4 vectors of weights, one of activations. */
-#define ROWS 6
 /* Rows that go through the wide inner layer together: its activations must stay in the cache of a core. */
 #define INNER_ROWS 64
 /* Rows of a text whose attention is computed together. */
@@ -32,47 +22,14 @@
 #define INT8_MAX_F 127.0f
 #define UINT8_ZERO 128
 #define SCALE_FLOOR 1e-9f
-#define ALIGNED 64
 
 int encoder_runs(void) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
 }
 
-/* -- functions of a vector ------------------------------------------------------------------------------------------- */
-
-/* 2^y for y <= 0: a power of two times the Taylor series of 2^r, |r| <= 1/2 (relative error 2e-7). */
-FAST_INLINED __m512 power_of_two(__m512 y) {
-    y = _mm512_max_ps(y, _mm512_set1_ps(-126.0f));
-    __m512 whole = _mm512_roundscale_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    __m512 rest = _mm512_sub_ps(y, whole);
-    __m512 sum = _mm512_set1_ps(1.5403530e-4f);
-    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(1.3333558e-3f));
-    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(9.6181291e-3f));
-    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(5.5504109e-2f));
-    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(2.4022651e-1f));
-    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(6.9314718e-1f));
-    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(sum, whole);
-}
-
-/* x times the normal distribution function of x, by Abramowitz and Stegun 7.1.26 (absolute error of erf 1.5e-7): beyond is
-   half of erfc(|x| / sqrt 2), so their factors are halved here, and p is theirs over sqrt 2. */
-FAST_INLINED __m512 gelu_of(__m512 x) {
-    __m512 below = _mm512_fmadd_ps(_mm512_abs_ps(x), _mm512_set1_ps(0.23164189f), _mm512_set1_ps(1.0f));
-    /* 1 / below: fourteen bits and a step of Newton's, a third of a division's time. */
-    __m512 t = _mm512_rcp14_ps(below);
-    t = _mm512_mul_ps(t, _mm512_fnmadd_ps(below, t, _mm512_set1_ps(2.0f)));
-    __m512 sum = _mm512_set1_ps(0.5307027145f);
-    sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(-0.7265760135f));
-    sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(0.7107068705f));
-    sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(-0.142248368f));
-    sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(0.127414796f));
-    __m512 decay = power_of_two(_mm512_mul_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(-0.72134752f)));
-    __m512 beyond = _mm512_mul_ps(_mm512_mul_ps(sum, t), decay), part = _mm512_mul_ps(x, beyond);
-    __mmask16 positive = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GT_OQ);
-    return _mm512_mask_sub_ps(part, positive, x, part);
-}
+/* Asks the system as well: it has to keep eight KiB more of a thread. */
+int encoder_has_tiles(void) { return encoder_runs() && tiles_granted(); }
 
 /* -- rows ------------------------------------------------------------------------------------------------------------ */
 
@@ -105,97 +62,6 @@ FAST static void normalise(const float *values, const float *weight, const float
         __m512 gap = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(values + at), mean), shrink);
         _mm512_storeu_ps(to + at, _mm512_fmadd_ps(gap, _mm512_loadu_ps(weight + at), _mm512_loadu_ps(bias + at)));
     }
-}
-
-/* -- products -------------------------------------------------------------------------------------------------------- */
-
-typedef enum { PLAIN, GELU, ADDED } finish;
-
-/* The sums of `rows` (a constant to the compiler) rows and one panel, int32[rows, PANEL]. Meanwhile the vectors from `fetched` to
-   `fetch_to` of every step of the next panel are called to the cache: the blocks of rows share that out, because memory that is
-   asked for all at once keeps the sums waiting. What becomes of the sums is another function's work: this loop needs every
-   register. */
-FAST_INLINED void sum_block(const int rows, const dense_weights *dense, long panel, const uint8_t *bytes, int32_t *to,
-                            int fetched, int fetch_to) {
-    long inner = dense->inner;
-    const int8_t *weights = dense->panels + panel * inner * PANEL, *ahead = weights + inner * PANEL;
-    __m512i sums[ROWS][VECTORS];
-    for (int row = 0; row < rows; row++)
-        for (int vector = 0; vector < VECTORS; vector++)
-            sums[row][vector] = _mm512_loadu_si512(dense->starts + panel * PANEL + vector * LANES);
-    for (long at = 0; at < inner; at += 4) {
-        __m512i own[VECTORS];
-        for (int vector = 0; vector < VECTORS; vector++) {
-            own[vector] = _mm512_loadu_si512(weights + at * PANEL + vector * 64);
-            if (vector >= fetched && vector < fetch_to)
-                _mm_prefetch((const char *)(ahead + at * PANEL + vector * 64), _MM_HINT_T1);
-        }
-        for (int row = 0; row < rows; row++) {
-            int32_t four;
-            memcpy(&four, bytes + row * inner + at, 4);
-            __m512i activations = _mm512_set1_epi32(four);
-            for (int vector = 0; vector < VECTORS; vector++)
-                sums[row][vector] = _mm512_dpbusd_epi32(sums[row][vector], activations, own[vector]);
-        }
-    }
-    for (int row = 0; row < rows; row++)
-        for (int vector = 0; vector < VECTORS; vector++)
-            _mm512_storeu_si512(to + row * PANEL + vector * LANES, sums[row][vector]);
-}
-
-/* Sums as floats, finished. `added` and `to` have the shape float[rows, outer]. */
-FAST_INLINED void finish_block(const finish how, long rows, const dense_weights *dense, long panel, const int32_t *sums,
-                               const float *row_scales, const float *added, float *to) {
-    long outer = dense->outer, stop = outer < (panel + 1) * PANEL ? outer : (panel + 1) * PANEL;
-    for (long row = 0; row < rows; row++) {
-        __m512 row_scale = _mm512_set1_ps(row_scales[row]);
-        for (long column = panel * PANEL; column < stop; column += LANES) {
-            __m512 sum = _mm512_cvtepi32_ps(_mm512_loadu_si512(sums + row * PANEL + column - panel * PANEL));
-            __m512 scale = _mm512_mul_ps(_mm512_loadu_ps(dense->scales + column), row_scale);
-            __m512 value = _mm512_fmadd_ps(sum, scale, _mm512_loadu_ps(dense->bias + column));
-            if (how == GELU) value = gelu_of(value);
-            if (how == ADDED) value = _mm512_add_ps(value, _mm512_loadu_ps(added + row * outer + column));
-            _mm512_storeu_ps(to + row * outer + column, value);
-        }
-    }
-}
-
-/* `count` quantised rows times a matrix, finished: float[count, outer]. `added` has the same shape. */
-FAST_INLINED void multiply(const finish how, const dense_weights *dense, const uint8_t *bytes, const float *row_scales,
-                           long count, const float *added, float *to) {
-    long inner = dense->inner, outer = dense->outer;
-    long blocks = (count + ROWS - 1) / ROWS, fetching = blocks < VECTORS ? blocks : VECTORS;
-    int32_t sums[ROWS * PANEL];
-    for (long panel = 0; panel * PANEL < outer; panel++) {
-        for (long block = 0; block < blocks; block++) {
-            long row = block * count / blocks, rows = (block + 1) * count / blocks - row;
-            const uint8_t *from = bytes + row * inner;
-            int fetched = block * VECTORS / fetching, fetch_to = (block + 1) * VECTORS / fetching;
-            switch (rows) {
-                case 1: sum_block(1, dense, panel, from, sums, fetched, fetch_to); break;
-                case 2: sum_block(2, dense, panel, from, sums, fetched, fetch_to); break;
-                case 3: sum_block(3, dense, panel, from, sums, fetched, fetch_to); break;
-                case 4: sum_block(4, dense, panel, from, sums, fetched, fetch_to); break;
-                case 5: sum_block(5, dense, panel, from, sums, fetched, fetch_to); break;
-                default: sum_block(ROWS, dense, panel, from, sums, fetched, fetch_to); break;
-            }
-            finish_block(how, rows, dense, panel, sums, row_scales + row, how == ADDED ? added + row * outer : NULL,
-                         to + row * outer);
-        }
-    }
-}
-
-FAST static void project(const dense_weights *dense, const uint8_t *bytes, const float *row_scales, long count, float *to) {
-    multiply(PLAIN, dense, bytes, row_scales, count, NULL, to);
-}
-
-FAST static void activate(const dense_weights *dense, const uint8_t *bytes, const float *row_scales, long count, float *to) {
-    multiply(GELU, dense, bytes, row_scales, count, NULL, to);
-}
-
-FAST static void add(const dense_weights *dense, const uint8_t *bytes, const float *row_scales, long count,
-                     const float *added, float *to) {
-    multiply(ADDED, dense, bytes, row_scales, count, added, to);
 }
 
 /* -- attention ------------------------------------------------------------------------------------------------------- */
@@ -318,7 +184,7 @@ static long lay_out(const encoder_weights *model, long rows, long longest, uint8
     TAKE(projected, rows * 3 * width);
     TAKE(context, rows * width);
     TAKE(scales, rows);
-    TAKE(bytes, rows * width);
+    TAKE(bytes, (rows + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS * width);
     TAKE(room, (width / model->heads + QUERIES) * padded);
     TAKE(inner, INNER_ROWS * wide);
     TAKE(inner_scales, INNER_ROWS);
@@ -404,8 +270,10 @@ void encoder_run(const encoder_weights *model, const int32_t *ids, const int64_t
             normalise(parts.context + row * width, model->norm_weight, model->norm_bias, model->epsilon, width, own);
             quantise(own, width, parts.bytes + row * width, parts.scales + row);
         }
+    if (model->tiled) tiles_open();
     for (long layer = 0; layer < model->depth; layer++)
         one_layer(model, model->layers + layer, lengths, texts, rows, &parts, state);
+    if (model->tiled) tiles_close();
     for (long text = 0, row = 0; text < texts; row += lengths[text++])
         pool(state + row * width, lengths[text], width, by_first, pooled + text * width);
 }
@@ -429,6 +297,7 @@ void encoder_pack(const int8_t *weights, long inner, long outer, int8_t *panels,
 #else
 
 int encoder_runs(void) { return 0; }
+int encoder_has_tiles(void) { return 0; }
 void encoder_pack(const int8_t *weights, long inner, long outer, int8_t *panels, int32_t *starts) {}
 long encoder_scratch(const encoder_weights *model, long rows, long longest) { return 0; }
 void encoder_run(const encoder_weights *model, const int32_t *ids, const int64_t *lengths, long texts, int by_first,

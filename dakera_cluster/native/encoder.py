@@ -19,6 +19,8 @@ LANES = 16
 """Widths are multiples of this."""
 PANEL = 64
 """Columns of a matrix that lie together."""
+TILE = 64
+"""A matrix whose inner side is a multiple of this can be multiplied by tiles."""
 
 Floats = NDArray[np.float32]
 
@@ -72,16 +74,22 @@ def runs_here() -> bool:
     return bool(kernels.encoder_runs())
 
 
+def tiles_here() -> bool:
+    """Whether this processor has tiles (AMX) and the system lets this process use them."""
+    return bool(kernels.encoder_has_tiles())
+
+
 class NativeEncoder:
     """The weights, laid out for the kernels. Any number of threads may run it at once."""
 
-    def __init__(self, weights: Weights) -> None:
-        """Raises ValueError for weights that do not fit together or whose widths the kernels do not take."""
+    def __init__(self, weights: Weights, *, tiles: bool = True) -> None:
+        """``tiles``: use them where they are; the results are the same. Raises ValueError for weights that do not fit together or whose widths the kernels do not take."""
         if not runs_here():
             raise ValueError("this processor lacks 8-bit dot products")
         _check(weights)
         self._width = weights.words.shape[1]
         self._vocabulary, self._places = len(weights.words), len(weights.positions)
+        self._tiled = tiles and tiles_here()
         self._kept: list[Any] = []
         self._panels = np.empty(
             sum(_panel_bytes(dense) for layer in weights.layers for dense in _products(layer)), np.int8
@@ -101,6 +109,7 @@ class NativeEncoder:
         self._model = allocated("encoder_weights", 1)
         model = self._model[0]
         model.depth, model.width, model.heads = len(weights.layers), self._width, weights.heads
+        model.tiled = self._tiled
         model.epsilon = weights.epsilon
         model.words = self._held(weights.words, np.int8)
         model.word_scales = self._held(weights.word_scales, np.float32)
@@ -156,6 +165,7 @@ class NativeEncoder:
             given(starts, np.int32),
         )
         to.inner, to.outer = inner, outer
+        to.tiled = self._tiled and inner % TILE == 0
         to.panels, to.starts = self._held(panels, np.int8), self._held(starts, np.int32)
         to.scales, to.bias = self._held(dense.scales, np.float32), self._held(dense.bias, np.float32)
 

@@ -152,9 +152,10 @@ void best_alike(const double *values, const int32_t *codes, long count, double *
 void covering_order(const double *values, const double *found, const double *weights, long count, long tokens,
                     double *covered, int64_t *order);
 
-/* A matrix of the encoder: int8[inner, outer] in panels (encoder_pack), what its sums start at, and a scale and a bias a column. */
+/* A matrix of the encoder: int8[inner, outer] in panels (encoder_pack), what its sums start at, and a scale and a bias a column.
+   tiled: by tiles, which need an inner side of whole tiles (64) and a model that is tiled. */
 typedef struct {
-    long inner, outer;
+    long inner, outer, tiled;
     const int8_t *panels;
     const int32_t *starts;
     const float *scales, *bias;
@@ -168,7 +169,7 @@ typedef struct {
 } layer_weights;
 
 typedef struct {
-    long depth, width, heads;
+    long depth, width, heads, tiled;
     float epsilon;
     const int8_t *words;
     const float *word_scales, *positions, *norm_weight, *norm_bias;
@@ -176,6 +177,7 @@ typedef struct {
 } encoder_weights;
 
 int encoder_runs(void);
+int encoder_has_tiles(void);
 void encoder_pack(const int8_t *weights, long inner, long outer, int8_t *panels, int32_t *starts);
 long encoder_scratch(const encoder_weights *model, long rows, long longest);
 void encoder_run(const encoder_weights *model, const int32_t *ids, const int64_t *lengths, long texts, int by_first,

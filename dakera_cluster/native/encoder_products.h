@@ -1,0 +1,231 @@
+/* Rows of 8 bits times a matrix, for encoder.c: by the 8-bit dot products of AVX-512 (VNNI), or sixteen times as wide by the
+   tiles of AMX where a processor has them and the system grants them. Sums of integers: both give the same. */
+
+#include <math.h>
+
+#include "portable.h"
+
+#include <immintrin.h>
+
+#if defined(__linux__) && (__GNUC__ >= 11 || __clang_major__ >= 12)
+#define HAS_TILES
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+#define FAST __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")))
+#define FAST_INLINED FAST INLINED
+#define TILED __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,amx-tile,amx-int8")))
+/* Floats of a vector, and columns of a panel: four vectors. */
+#define LANES 16
+#define VECTORS 4
+#define PANEL (LANES * VECTORS)
+/* Rows whose sums stay in registers: 6 x 4 sums, 4 vectors of weights, one of activations. */
+#define ROWS 6
+/* A tile: so many rows of so many bytes. */
+#define TILE_ROWS 16
+#define TILE_BYTES 64
+#define ALIGNED 64
+
+/* 2^y for y <= 0: a power of two times the Taylor series of 2^r, |r| <= 1/2 (relative error 2e-7). */
+FAST_INLINED __m512 power_of_two(__m512 y) {
+    y = _mm512_max_ps(y, _mm512_set1_ps(-126.0f));
+    __m512 whole = _mm512_roundscale_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m512 rest = _mm512_sub_ps(y, whole);
+    __m512 sum = _mm512_set1_ps(1.5403530e-4f);
+    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(1.3333558e-3f));
+    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(9.6181291e-3f));
+    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(5.5504109e-2f));
+    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(2.4022651e-1f));
+    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(6.9314718e-1f));
+    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(1.0f));
+    return _mm512_scalef_ps(sum, whole);
+}
+
+/* x times the normal distribution function of x, by Abramowitz and Stegun 7.1.26 (absolute error of erf 1.5e-7): beyond is
+   half of erfc(|x| / sqrt 2), so their factors are halved here, and p is theirs over sqrt 2. */
+FAST_INLINED __m512 gelu_of(__m512 x) {
+    __m512 below = _mm512_fmadd_ps(_mm512_abs_ps(x), _mm512_set1_ps(0.23164189f), _mm512_set1_ps(1.0f));
+    /* 1 / below: fourteen bits and a step of Newton's, a third of a division's time. */
+    __m512 t = _mm512_rcp14_ps(below);
+    t = _mm512_mul_ps(t, _mm512_fnmadd_ps(below, t, _mm512_set1_ps(2.0f)));
+    __m512 sum = _mm512_set1_ps(0.5307027145f);
+    sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(-0.7265760135f));
+    sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(0.7107068705f));
+    sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(-0.142248368f));
+    sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(0.127414796f));
+    __m512 decay = power_of_two(_mm512_mul_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(-0.72134752f)));
+    __m512 beyond = _mm512_mul_ps(_mm512_mul_ps(sum, t), decay), part = _mm512_mul_ps(x, beyond);
+    __mmask16 positive = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GT_OQ);
+    return _mm512_mask_sub_ps(part, positive, x, part);
+}
+
+/* -- products -------------------------------------------------------------------------------------------------------- */
+
+typedef enum { PLAIN, GELU, ADDED } finish;
+
+/* The sums of `rows` (a constant to the compiler) rows and one panel, int32[rows, PANEL]. Meanwhile the vectors from `fetched` to
+   `fetch_to` of every step of the next panel are called to the cache: the blocks of rows share that out, because memory that is
+   asked for all at once keeps the sums waiting. What becomes of the sums is another function's work: this loop needs every
+   register. */
+FAST_INLINED void sum_block(const int rows, const dense_weights *dense, long panel, const uint8_t *bytes, int32_t *to,
+                            int fetched, int fetch_to) {
+    long inner = dense->inner;
+    const int8_t *weights = dense->panels + panel * inner * PANEL, *ahead = weights + inner * PANEL;
+    __m512i sums[ROWS][VECTORS];
+    for (int row = 0; row < rows; row++)
+        for (int vector = 0; vector < VECTORS; vector++)
+            sums[row][vector] = _mm512_loadu_si512(dense->starts + panel * PANEL + vector * LANES);
+    for (long at = 0; at < inner; at += 4) {
+        __m512i own[VECTORS];
+        for (int vector = 0; vector < VECTORS; vector++) {
+            own[vector] = _mm512_loadu_si512(weights + at * PANEL + vector * 64);
+            if (vector >= fetched && vector < fetch_to)
+                _mm_prefetch((const char *)(ahead + at * PANEL + vector * 64), _MM_HINT_T1);
+        }
+        for (int row = 0; row < rows; row++) {
+            int32_t four;
+            memcpy(&four, bytes + row * inner + at, 4);
+            __m512i activations = _mm512_set1_epi32(four);
+            for (int vector = 0; vector < VECTORS; vector++)
+                sums[row][vector] = _mm512_dpbusd_epi32(sums[row][vector], activations, own[vector]);
+        }
+    }
+    for (int row = 0; row < rows; row++)
+        for (int vector = 0; vector < VECTORS; vector++)
+            _mm512_storeu_si512(to + row * PANEL + vector * LANES, sums[row][vector]);
+}
+
+#ifdef HAS_TILES
+
+/* What _tile_loadconfig reads: Intel's manual, volume 1, 18.3. */
+typedef struct {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+} tile_config;
+
+/* GCC does not know that its tile instructions read memory: what they are to find there must have been put there. */
+#define WRITTEN_OUT __asm__ volatile("" ::: "memory")
+
+TILED static void tiles_open(void) {
+    tile_config config = {.palette = 1};
+    for (int tile = 0; tile < 8; tile++) {
+        config.row_bytes[tile] = TILE_BYTES;
+        config.rows[tile] = TILE_ROWS;
+    }
+    WRITTEN_OUT;
+    _tile_loadconfig(&config);
+}
+
+/* What a thread leaves in its tiles is saved and restored whenever it is switched. */
+TILED static void tiles_close(void) { _tile_release(); }
+
+/* What sum_block does, for up to TILE_ROWS rows; the bytes of that many are read, the sums of that many written. */
+TILED static void sum_tile(const dense_weights *dense, long panel, const uint8_t *bytes, int32_t *to) {
+    long inner = dense->inner;
+    const int8_t *weights = dense->panels + panel * inner * PANEL;
+    const int32_t *starts = dense->starts + panel * PANEL;
+    WRITTEN_OUT;
+    _tile_loadd(0, starts, 0);
+    _tile_loadd(1, starts + LANES, 0);
+    _tile_loadd(2, starts + 2 * LANES, 0);
+    _tile_loadd(3, starts + 3 * LANES, 0);
+    for (long at = 0; at < inner; at += TILE_BYTES) {
+        const int8_t *own = weights + at * PANEL;
+        _tile_loadd(4, bytes + at, inner);
+        _tile_loadd(5, own, 4 * PANEL);
+        _tile_dpbusd(0, 4, 5);
+        _tile_loadd(6, own + 64, 4 * PANEL);
+        _tile_dpbusd(1, 4, 6);
+        _tile_loadd(7, own + 128, 4 * PANEL);
+        _tile_dpbusd(2, 4, 7);
+        _tile_loadd(5, own + 192, 4 * PANEL);
+        _tile_dpbusd(3, 4, 5);
+    }
+    _tile_stored(0, to, sizeof *to * PANEL);
+    _tile_stored(1, to + LANES, sizeof *to * PANEL);
+    _tile_stored(2, to + 2 * LANES, sizeof *to * PANEL);
+    _tile_stored(3, to + 3 * LANES, sizeof *to * PANEL);
+}
+
+#define XTILEDATA 18
+#define ARCH_REQ_XCOMP_PERM 0x1023
+
+static int tiles_granted(void) {
+    unsigned a, b, c, features;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &features)) return 0;
+    int has_tiles = features >> 24 & 1, has_bytes = features >> 25 & 1;
+    return has_tiles && has_bytes && syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) == 0;
+}
+
+#else
+
+static int tiles_granted(void) { return 0; }
+static void tiles_open(void) {}
+static void tiles_close(void) {}
+static void sum_tile(const dense_weights *dense, long panel, const uint8_t *bytes, int32_t *to) {}
+
+#endif
+
+/* Sums as floats, finished. `added` and `to` have the shape float[rows, outer]. */
+FAST_INLINED void finish_block(const finish how, long rows, const dense_weights *dense, long panel, const int32_t *sums,
+                               const float *row_scales, const float *added, float *to) {
+    long outer = dense->outer, stop = outer < (panel + 1) * PANEL ? outer : (panel + 1) * PANEL;
+    for (long row = 0; row < rows; row++) {
+        __m512 row_scale = _mm512_set1_ps(row_scales[row]);
+        for (long column = panel * PANEL; column < stop; column += LANES) {
+            __m512 sum = _mm512_cvtepi32_ps(_mm512_loadu_si512(sums + row * PANEL + column - panel * PANEL));
+            __m512 scale = _mm512_mul_ps(_mm512_loadu_ps(dense->scales + column), row_scale);
+            __m512 value = _mm512_fmadd_ps(sum, scale, _mm512_loadu_ps(dense->bias + column));
+            if (how == GELU) value = gelu_of(value);
+            if (how == ADDED) value = _mm512_add_ps(value, _mm512_loadu_ps(added + row * outer + column));
+            _mm512_storeu_ps(to + row * outer + column, value);
+        }
+    }
+}
+
+/* `count` quantised rows times a matrix, finished: float[count, outer]. `added` has the same shape. */
+FAST_INLINED void multiply(const finish how, const dense_weights *dense, const uint8_t *bytes, const float *row_scales,
+                           long count, const float *added, float *to) {
+    long inner = dense->inner, outer = dense->outer;
+    long blocks = (count + ROWS - 1) / ROWS, fetching = blocks < VECTORS ? blocks : VECTORS;
+    int32_t sums[TILE_ROWS * PANEL] __attribute__((aligned(ALIGNED)));
+    for (long panel = 0; panel * PANEL < outer; panel++) {
+        for (long row = 0; dense->tiled && row < count; row += TILE_ROWS) {
+            sum_tile(dense, panel, bytes + row * inner, sums);
+            finish_block(how, count - row < TILE_ROWS ? count - row : TILE_ROWS, dense, panel, sums, row_scales + row,
+                         how == ADDED ? added + row * outer : NULL, to + row * outer);
+        }
+        if (dense->tiled) continue;
+        for (long block = 0; block < blocks; block++) {
+            long row = block * count / blocks, rows = (block + 1) * count / blocks - row;
+            const uint8_t *from = bytes + row * inner;
+            int fetched = block * VECTORS / fetching, fetch_to = (block + 1) * VECTORS / fetching;
+            switch (rows) {
+                case 1: sum_block(1, dense, panel, from, sums, fetched, fetch_to); break;
+                case 2: sum_block(2, dense, panel, from, sums, fetched, fetch_to); break;
+                case 3: sum_block(3, dense, panel, from, sums, fetched, fetch_to); break;
+                case 4: sum_block(4, dense, panel, from, sums, fetched, fetch_to); break;
+                case 5: sum_block(5, dense, panel, from, sums, fetched, fetch_to); break;
+                default: sum_block(ROWS, dense, panel, from, sums, fetched, fetch_to); break;
+            }
+            finish_block(how, rows, dense, panel, sums, row_scales + row, how == ADDED ? added + row * outer : NULL,
+                         to + row * outer);
+        }
+    }
+}
+
+FAST static void project(const dense_weights *dense, const uint8_t *bytes, const float *row_scales, long count, float *to) {
+    multiply(PLAIN, dense, bytes, row_scales, count, NULL, to);
+}
+
+FAST static void activate(const dense_weights *dense, const uint8_t *bytes, const float *row_scales, long count, float *to) {
+    multiply(GELU, dense, bytes, row_scales, count, NULL, to);
+}
+
+FAST static void add(const dense_weights *dense, const uint8_t *bytes, const float *row_scales, long count,
+                     const float *added, float *to) {
+    multiply(ADDED, dense, bytes, row_scales, count, added, to);
+}
