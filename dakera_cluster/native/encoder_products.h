@@ -28,37 +28,49 @@
 #define TILE_BYTES 64
 #define ALIGNED 64
 
-/* 2^y for y <= 0: a power of two times the Taylor series of 2^r, |r| <= 1/2 (relative error 2e-7). */
-FAST_INLINED __m512 power_of_two(__m512 y) {
-    y = _mm512_max_ps(y, _mm512_set1_ps(-126.0f));
-    __m512 whole = _mm512_roundscale_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    __m512 rest = _mm512_sub_ps(y, whole);
-    __m512 sum = _mm512_set1_ps(1.5403530e-4f);
-    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(1.3333558e-3f));
-    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(9.6181291e-3f));
-    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(5.5504109e-2f));
-    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(2.4022651e-1f));
-    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(6.9314718e-1f));
-    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(sum, whole);
+/* 2^y for y <= 0, in place: a power of two times the Taylor series of 2^r, |r| <= 1/2 (relative error 2e-7). `count` (a constant
+   to the compiler) vectors go side by side: each step waits for the one before it, and a processor looks ahead less far than
+   the end of one vector. */
+FAST_INLINED void powers_of_two(const int count, __m512 *y) {
+    static const float series[] = {1.3333558e-3f, 9.6181291e-3f, 5.5504109e-2f, 2.4022651e-1f, 6.9314718e-1f, 1.0f};
+    __m512 whole[VECTORS], sum[VECTORS];
+    for (int i = 0; i < count; i++) y[i] = _mm512_max_ps(y[i], _mm512_set1_ps(-126.0f));
+    for (int i = 0; i < count; i++)
+        whole[i] = _mm512_roundscale_ps(y[i], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    for (int i = 0; i < count; i++) y[i] = _mm512_sub_ps(y[i], whole[i]);
+    for (int i = 0; i < count; i++) sum[i] = _mm512_set1_ps(1.5403530e-4f);
+    for (int term = 0; term < 6; term++)
+        for (int i = 0; i < count; i++) sum[i] = _mm512_fmadd_ps(sum[i], y[i], _mm512_set1_ps(series[term]));
+    for (int i = 0; i < count; i++) y[i] = _mm512_scalef_ps(sum[i], whole[i]);
 }
 
-/* x times the normal distribution function of x, by Abramowitz and Stegun 7.1.26 (absolute error of erf 1.5e-7): beyond is
-   half of erfc(|x| / sqrt 2), so their factors are halved here, and p is theirs over sqrt 2. */
-FAST_INLINED __m512 gelu_of(__m512 x) {
-    __m512 below = _mm512_fmadd_ps(_mm512_abs_ps(x), _mm512_set1_ps(0.23164189f), _mm512_set1_ps(1.0f));
-    /* 1 / below: fourteen bits and a step of Newton's, a third of a division's time. */
-    __m512 t = _mm512_rcp14_ps(below);
-    t = _mm512_mul_ps(t, _mm512_fnmadd_ps(below, t, _mm512_set1_ps(2.0f)));
-    __m512 sum = _mm512_set1_ps(0.5307027145f);
-    sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(-0.7265760135f));
-    sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(0.7107068705f));
-    sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(-0.142248368f));
-    sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(0.127414796f));
-    __m512 decay = power_of_two(_mm512_mul_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(-0.72134752f)));
-    __m512 beyond = _mm512_mul_ps(_mm512_mul_ps(sum, t), decay), part = _mm512_mul_ps(x, beyond);
-    __mmask16 positive = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GT_OQ);
-    return _mm512_mask_sub_ps(part, positive, x, part);
+FAST_INLINED __m512 power_of_two(__m512 y) {
+    powers_of_two(1, &y);
+    return y;
+}
+
+/* x times the normal distribution function of x, in place, by Abramowitz and Stegun 7.1.26 (absolute error of erf 1.5e-7): beyond
+   is half of erfc(|x| / sqrt 2), so their factors are halved here, and p is theirs over sqrt 2. */
+FAST_INLINED void gelu(const int count, __m512 *x) {
+    static const float series[] = {-0.7265760135f, 0.7107068705f, -0.142248368f, 0.127414796f};
+    __m512 t[VECTORS], rest[VECTORS];
+    for (int i = 0; i < count; i++) rest[i] = _mm512_mul_ps(_mm512_mul_ps(x[i], x[i]), _mm512_set1_ps(-0.72134752f));
+    powers_of_two(count, rest);
+    for (int i = 0; i < count; i++) {
+        __m512 below = _mm512_fmadd_ps(_mm512_abs_ps(x[i]), _mm512_set1_ps(0.23164189f), _mm512_set1_ps(1.0f));
+        /* 1 / below: fourteen bits and a step of Newton's, a third of a division's time. */
+        __m512 near = _mm512_rcp14_ps(below);
+        t[i] = _mm512_mul_ps(near, _mm512_fnmadd_ps(below, near, _mm512_set1_ps(2.0f)));
+    }
+    __m512 sum[VECTORS];
+    for (int i = 0; i < count; i++) sum[i] = _mm512_set1_ps(0.5307027145f);
+    for (int term = 0; term < 4; term++)
+        for (int i = 0; i < count; i++) sum[i] = _mm512_fmadd_ps(sum[i], t[i], _mm512_set1_ps(series[term]));
+    for (int i = 0; i < count; i++) {
+        __m512 beyond = _mm512_mul_ps(_mm512_mul_ps(sum[i], t[i]), rest[i]), part = _mm512_mul_ps(x[i], beyond);
+        __mmask16 positive = _mm512_cmp_ps_mask(x[i], _mm512_setzero_ps(), _CMP_GT_OQ);
+        x[i] = _mm512_mask_sub_ps(part, positive, x[i], part);
+    }
 }
 
 /* -- products -------------------------------------------------------------------------------------------------------- */
@@ -169,20 +181,34 @@ static void sum_tile(const dense_weights *dense, long panel, const uint8_t *byte
 
 #endif
 
-/* Sums as floats, finished. `added` and `to` have the shape float[rows, outer]. */
+/* The sums of a row in `vectors` (a constant to the compiler) vectors from `column` on as floats, finished. */
+FAST_INLINED void finish_row(const finish how, const int vectors, const dense_weights *dense, long column, const int32_t *sums,
+                             float row_scale, const float *added, float *to) {
+    __m512 values[VECTORS];
+    for (int vector = 0; vector < vectors; vector++) {
+        __m512 sum = _mm512_cvtepi32_ps(_mm512_loadu_si512(sums + vector * LANES));
+        __m512 scale = _mm512_mul_ps(_mm512_loadu_ps(dense->scales + column + vector * LANES), _mm512_set1_ps(row_scale));
+        values[vector] = _mm512_fmadd_ps(sum, scale, _mm512_loadu_ps(dense->bias + column + vector * LANES));
+    }
+    if (how == GELU) gelu(vectors, values);
+    for (int vector = 0; vector < vectors; vector++) {
+        long at = column + vector * LANES;
+        if (how == ADDED) values[vector] = _mm512_add_ps(values[vector], _mm512_loadu_ps(added + at));
+        _mm512_storeu_ps(to + at, values[vector]);
+    }
+}
+
+/* A panel's sums as floats, finished. `added` and `to` have the shape float[rows, outer]. */
 FAST_INLINED void finish_block(const finish how, long rows, const dense_weights *dense, long panel, const int32_t *sums,
                                const float *row_scales, const float *added, float *to) {
-    long outer = dense->outer, stop = outer < (panel + 1) * PANEL ? outer : (panel + 1) * PANEL;
-    for (long row = 0; row < rows; row++) {
-        __m512 row_scale = _mm512_set1_ps(row_scales[row]);
-        for (long column = panel * PANEL; column < stop; column += LANES) {
-            __m512 sum = _mm512_cvtepi32_ps(_mm512_loadu_si512(sums + row * PANEL + column - panel * PANEL));
-            __m512 scale = _mm512_mul_ps(_mm512_loadu_ps(dense->scales + column), row_scale);
-            __m512 value = _mm512_fmadd_ps(sum, scale, _mm512_loadu_ps(dense->bias + column));
-            if (how == GELU) value = gelu_of(value);
-            if (how == ADDED) value = _mm512_add_ps(value, _mm512_loadu_ps(added + row * outer + column));
-            _mm512_storeu_ps(to + row * outer + column, value);
+    long outer = dense->outer, first = panel * PANEL;
+    for (long row = 0; row < rows; row++, sums += PANEL, added += outer, to += outer) {
+        if (outer - first >= PANEL) {
+            finish_row(how, VECTORS, dense, first, sums, row_scales[row], added, to);
+            continue;
         }
+        for (long column = first; column < outer; column += LANES)
+            finish_row(how, 1, dense, column, sums + column - first, row_scales[row], added, to);
     }
 }
 
@@ -196,7 +222,7 @@ FAST_INLINED void multiply(const finish how, const dense_weights *dense, const u
         for (long row = 0; dense->tiled && row < count; row += TILE_ROWS) {
             sum_tile(dense, panel, bytes + row * inner, sums);
             finish_block(how, count - row < TILE_ROWS ? count - row : TILE_ROWS, dense, panel, sums, row_scales + row,
-                         how == ADDED ? added + row * outer : NULL, to + row * outer);
+                         added + row * outer, to + row * outer);
         }
         if (dense->tiled) continue;
         for (long block = 0; block < blocks; block++) {
@@ -211,18 +237,18 @@ FAST_INLINED void multiply(const finish how, const dense_weights *dense, const u
                 case 5: sum_block(5, dense, panel, from, sums, fetched, fetch_to); break;
                 default: sum_block(ROWS, dense, panel, from, sums, fetched, fetch_to); break;
             }
-            finish_block(how, rows, dense, panel, sums, row_scales + row, how == ADDED ? added + row * outer : NULL,
+            finish_block(how, rows, dense, panel, sums, row_scales + row, added + row * outer,
                          to + row * outer);
         }
     }
 }
 
 FAST static void project(const dense_weights *dense, const uint8_t *bytes, const float *row_scales, long count, float *to) {
-    multiply(PLAIN, dense, bytes, row_scales, count, NULL, to);
+    multiply(PLAIN, dense, bytes, row_scales, count, to, to);
 }
 
 FAST static void activate(const dense_weights *dense, const uint8_t *bytes, const float *row_scales, long count, float *to) {
-    multiply(GELU, dense, bytes, row_scales, count, NULL, to);
+    multiply(GELU, dense, bytes, row_scales, count, to, to);
 }
 
 FAST static void add(const dense_weights *dense, const uint8_t *bytes, const float *row_scales, long count,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dakera_cluster.native.encoder import Dense, Layer, NativeEncoder, Norm, Weights, runs_here
+from dakera_cluster.native.encoder import Dense, Layer, NativeEncoder, Norm, Weights, runs_here, tiles_here
 from tests.support import bert_reference
 from tests.support.bert_reference import Array
 
@@ -123,6 +123,18 @@ def test_a_text_is_the_same_bit_for_bit_whatever_it_is_encoded_with() -> None:
         alone_pooled, alone = encoder.run([text], by_first=False)
         assert np.array_equal(alone, states[start:stop])
         assert np.array_equal(alone_pooled[0], pooled[place])
+
+
+@pytest.mark.skipif(not tiles_here(), reason="this processor has no tiles, or the system keeps them")
+@pytest.mark.parametrize(("width", "heads", "wide"), [(64, 4, 128), (384, 12, 1536), (64, 1, 80), (96, 6, 192)])
+def test_tiles_give_the_same_bits_as_vectors(width: int, heads: int, wide: int) -> None:
+    weights = made(width, heads, wide, depth=2)
+    tiled, plain = NativeEncoder(weights), NativeEncoder(weights, tiles=False)
+    # Rows that fill tiles, that are left over by them, and that lie beyond a block of the inner layer.
+    for lengths in ([1], [15], [16], [17], [40], [64, 16], [70, 3, 31, 80]):
+        texts = texts_of(lengths)
+        for one, other in zip(tiled.run(texts, by_first=False), plain.run(texts, by_first=False), strict=True):
+            assert np.array_equal(one, other)
 
 
 @pytest.mark.parametrize("by_first", [True, False])
