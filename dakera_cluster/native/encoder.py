@@ -19,6 +19,8 @@ LANES = 16
 """Widths are multiples of this."""
 PANEL = 64
 """Columns of a matrix that lie together."""
+CACHE_LINE = 64
+"""Bytes."""
 TILE = 64
 """A matrix whose inner side is a multiple of this can be multiplied by tiles."""
 
@@ -83,7 +85,9 @@ class NativeEncoder:
     """The weights, laid out for the kernels. Any number of threads may run it at once."""
 
     def __init__(self, weights: Weights, *, tiles: bool = True) -> None:
-        """``tiles``: use them where they are; the results are the same. Raises ValueError for weights that do not fit together or whose widths the kernels do not take."""
+        """``tiles``: use them where they are; the results are the same.
+
+        Raises ValueError for weights that do not fit together or whose widths the kernels do not take."""
         if not runs_here():
             raise ValueError("this processor lacks 8-bit dot products")
         _check(weights)
@@ -91,7 +95,7 @@ class NativeEncoder:
         self._vocabulary, self._places = len(weights.words), len(weights.positions)
         self._tiled = tiles and tiles_here()
         self._kept: list[Any] = []
-        self._panels = np.empty(
+        self._panels = _aligned(
             sum(_panel_bytes(dense) for layer in weights.layers for dense in _products(layer)), np.int8
         )
         self._used = 0
@@ -137,7 +141,7 @@ class NativeEncoder:
         room = self._rooms.pop() if self._rooms else np.empty(0, np.uint8)
         if len(room) < needed:
             room = np.empty(needed, np.uint8)
-        states = np.empty((len(ids), self._width), np.float32)
+        states = _aligned(len(ids) * self._width, np.float32).reshape(len(ids), self._width)
         pooled = np.empty((len(lengths), self._width), np.float32)
         kernels.encoder_run(
             self._model,
@@ -178,6 +182,14 @@ class NativeEncoder:
 def _products(layer: Layer) -> tuple[Dense, Dense, Dense, Dense]:
     """In the order in which they are used, which is the order in which they lie."""
     return layer.attended, layer.merged, layer.up, layer.down
+
+
+def _aligned(count: int, dtype: Any) -> NDArray[Any]:
+    """An array that begins where a line of the cache does: what straddles two lines takes twice as long to load."""
+    size = count * np.dtype(dtype).itemsize
+    room = np.empty(size + CACHE_LINE, np.uint8)
+    start = -room.ctypes.data % CACHE_LINE
+    return room[start : start + size].view(dtype)
 
 
 def _columns(outer: int) -> int:
