@@ -7,25 +7,16 @@
 
 #include <immintrin.h>
 
-#if defined(__linux__) && (__GNUC__ >= 11 || __clang_major__ >= 12)
-#define HAS_TILES
-#include <cpuid.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
+#include "tiles.h"
 
 #define FAST __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")))
 #define FAST_INLINED FAST INLINED
-#define TILED __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,amx-tile,amx-int8")))
 /* Floats of a vector, and columns of a panel: four vectors. */
 #define LANES 16
 #define VECTORS 4
 #define PANEL (LANES * VECTORS)
 /* Rows whose sums stay in registers: 6 x 4 sums, 4 vectors of weights, one of activations. */
 #define ROWS 6
-/* A tile: so many rows of so many bytes. */
-#define TILE_ROWS 16
-#define TILE_BYTES 64
 #define ALIGNED 64
 
 /* 2^y for y <= 0, in place: a power of two times the Taylor series of 2^r, |r| <= 1/2 (relative error 2e-7). `count` (a constant
@@ -111,29 +102,6 @@ FAST_INLINED void sum_block(const int rows, const dense_weights *dense, long pan
 
 #ifdef HAS_TILES
 
-/* What _tile_loadconfig reads: Intel's manual, volume 1, 18.3. */
-typedef struct {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
-} tile_config;
-
-/* GCC does not know that its tile instructions read memory: what they are to find there must have been put there. */
-#define WRITTEN_OUT __asm__ volatile("" ::: "memory")
-
-TILED static void tiles_open(void) {
-    tile_config config = {.palette = 1};
-    for (int tile = 0; tile < 8; tile++) {
-        config.row_bytes[tile] = TILE_BYTES;
-        config.rows[tile] = TILE_ROWS;
-    }
-    WRITTEN_OUT;
-    _tile_loadconfig(&config);
-}
-
-/* What a thread leaves in its tiles is saved and restored whenever it is switched. */
-TILED static void tiles_close(void) { _tile_release(); }
-
 /* What sum_block does, for up to TILE_ROWS rows; the bytes of that many are read, the sums of that many written. */
 TILED static void sum_tile(const dense_weights *dense, long panel, const uint8_t *bytes, int32_t *to) {
     long inner = dense->inner;
@@ -162,21 +130,8 @@ TILED static void sum_tile(const dense_weights *dense, long panel, const uint8_t
     _tile_stored(3, to + 3 * LANES, sizeof *to * PANEL);
 }
 
-#define XTILEDATA 18
-#define ARCH_REQ_XCOMP_PERM 0x1023
-
-static int tiles_granted(void) {
-    unsigned a, b, c, features;
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &features)) return 0;
-    int has_tiles = features >> 24 & 1, has_bytes = features >> 25 & 1;
-    return has_tiles && has_bytes && syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) == 0;
-}
-
 #else
 
-static int tiles_granted(void) { return 0; }
-static void tiles_open(void) {}
-static void tiles_close(void) {}
 static void sum_tile(const dense_weights *dense, long panel, const uint8_t *bytes, int32_t *to) {}
 
 #endif

@@ -47,6 +47,8 @@ INLINED void fetch(const uint8_t *data, long bytes) {
     for (long at = 0; at < bytes; at += CACHE_LINE) __builtin_prefetch(data + at);
 }
 
+#include "late_tiles.h"
+
 #define LANES 4
 #define LANE_BITS 4
 #define BY_LANES(name) name##_of_four
@@ -88,20 +90,20 @@ INLINED int are_within(const int64_t *begins, const int64_t *lengths, const int6
     return are;
 }
 
-/* Returns 0, -1 without memory, -2 when a unit reaches beyond the rows or the slots. */
+/* dots: [units, tokens], of each unit the greatest sum of steps that the signs of one of its rows select. Returns 0, or -1
+   without memory. */
 FOR_EVERY_PROCESSOR
-long late_exact(const uint8_t *signs, long rows, long width, const int64_t *begins, const int64_t *lengths, const int64_t *owners,
-                long units, const int16_t *steps, long tokens, const double *sums, const double *scales,
-                const double *weights, float *best, double *first, long slots) {
-    if (!are_within(begins, lengths, owners, units, rows, slots)) return -2;
-    float similar[MAX_TOKENS];
+static long greatest_sums(const uint8_t *signs, long width, const int64_t *begins, const int64_t *lengths, long units,
+                          const int16_t *steps, long tokens, int32_t *dots) {
+#ifdef MATCHES_BY_TILES
+    if (width % TILE_BYTES == 0 && has_tiles())
+        return greatest_by_tiles(signs, width, begins, lengths, units, steps, tokens, dots);
+#endif
     int32_t lifts[MANY];
     long bytes = width / 8;
-    double leading = 0;
     void *tables = aligned_alloc(64, (width / GROUP * ROWS * TABLE_BYTES + 64) / 64 * 64);
-    int32_t *dots = malloc((tokens * units + 1) * sizeof *dots);
-    long status = tables && dots ? 0 : -1;
-    for (long token = 0, some; !status && token < tokens; token += some) {
+    if (!tables) return -1;
+    for (long token = 0, some; token < tokens; token += some) {
         const int16_t *own = steps + token * width;
         long left = tokens - token;
         some = left < MANY ? left : MANY;
@@ -113,6 +115,20 @@ long late_exact(const uint8_t *signs, long rows, long width, const int64_t *begi
             greatest_of_eight(signs, bytes, begins, lengths, units, tables, lifts, some, tokens, dots + token);
         }
     }
+    free(tables);
+    return 0;
+}
+
+/* Returns 0, -1 without memory, -2 when a unit reaches beyond the rows or the slots. */
+FOR_EVERY_PROCESSOR
+long late_exact(const uint8_t *signs, long rows, long width, const int64_t *begins, const int64_t *lengths, const int64_t *owners,
+                long units, const int16_t *steps, long tokens, const double *sums, const double *scales,
+                const double *weights, float *best, double *first, long slots) {
+    if (!are_within(begins, lengths, owners, units, rows, slots)) return -2;
+    float similar[MAX_TOKENS];
+    double leading = 0;
+    int32_t *dots = malloc((tokens * units + 1) * sizeof *dots);
+    long status = dots ? greatest_sums(signs, width, begins, lengths, units, steps, tokens, dots) : -1;
     for (long unit = 0; !status && unit < units; unit++) {
         const int32_t *own = dots + unit * tokens;
         for (long token = 0; token < tokens; token++)
@@ -121,7 +137,6 @@ long late_exact(const uint8_t *signs, long rows, long width, const int64_t *begi
         keep(similar, weights, tokens, owners[unit], is_first, &leading, best, first, slots);
     }
     free(dots);
-    free(tables);
     return status;
 }
 
