@@ -174,8 +174,19 @@ class _ShownBody(msgspec.Struct, array_like=True, gc=False):
     fields: Shown
 
 
+class _PartedBody(msgspec.Struct, array_like=True, gc=False):
+    """A document's body with its values as they are encoded."""
+
+    birth: msgspec.Raw
+    deleted: msgspec.Raw
+    fields: dict[str, msgspec.Raw]
+    stamps: msgspec.Raw
+
+
 _EPISODIC = MemoryType.EPISODIC.value
 _SHOWN = msgspec.msgpack.Decoder(_ShownBody)
+_PARTED = msgspec.msgpack.Decoder(_PartedBody)
+_ENCODER = msgspec.msgpack.Encoder()
 
 
 def shown_in(body: bytes) -> Shown:
@@ -185,6 +196,18 @@ def shown_in(body: bytes) -> Shown:
         return _SHOWN.decode(body).fields
     except msgspec.MsgspecError as error:
         raise CorruptionError(f"row body cannot be decoded as a memory: {error}") from error
+
+
+def readable_in(body: bytes) -> bytes:
+    """The encoded document without what only indexes read (its vectors and tokens, nine tenths of it). Raises CorruptionError
+    when the bytes are no document."""
+    try:
+        parts = _PARTED.decode(body)
+    except msgspec.MsgspecError as error:
+        raise CorruptionError(f"row body cannot be decoded as a memory: {error}") from error
+    for name in (Field.VECTOR, Field.TOKENS, Field.PASSAGES):
+        parts.fields.pop(name, None)
+    return _ENCODER.encode(parts)
 
 
 def shown_of(fields: dict[str, Any]) -> Shown:

@@ -118,7 +118,8 @@ class Search(Base, frozen=True, tag="search"):
 
 
 class Hit(Base, frozen=True):
-    """``body`` is the document's encoded row body, so that the coordinator shapes the answer; scores absent are None."""
+    """``body`` is the document's encoded row body, so that the coordinator shapes the answer; that of a recall comes without what
+    only indexes read (`memories.readable_in`). Scores absent are None."""
 
     id: str
     score: float

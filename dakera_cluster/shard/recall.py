@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import math
 import time
+from itertools import repeat
 
 import numpy as np
 
+from dakera_cluster.model.memories import readable_in
 from dakera_cluster.retrieval.engine import Ranking, rank
 from dakera_cluster.retrieval.options import Settings
 from dakera_cluster.retrieval.query import QueryFeatures
 from dakera_cluster.shard.attributes import NO_SESSION
+from dakera_cluster.shard.kept_rows import KeptRow
 from dakera_cluster.shard.ops import Hit, Hits, Recall
 from dakera_cluster.shard.replica import Replica
 from dakera_cluster.shard.view import NamespaceView
@@ -47,28 +50,43 @@ def _query(request: Recall) -> QueryFeatures:
 def _hits(view: NamespaceView, replica: Replica, slots: list[int], ranking: Ranking | None) -> list[Hit]:
     if not slots:
         return []
-    ids = [view.ids[slot] for slot in slots]
-    bodies, usages = replica.read_with_usage(view.namespace, ids)
+    rows = _rows(view, replica, slots)
+    ids = view.ids
     if ranking is None:
-        read = zip(ids, bodies, usages, strict=True)
-        return [Hit(row_id, 0.0, body=body, usage=usage) for row_id, body, usage in read if body is not None]
-    features = ranking.features if ranking.features is not None else [None] * len(ids)
-    scores, relevance = ranking.scores.tolist(), ranking.relevance.tolist()
-    cosines, bm25 = ranking.cosine.tolist(), ranking.bm25.tolist()
+        found = zip(slots, rows, strict=True)
+        return [Hit(ids[slot], 0.0, None, None, row.body, row.usage) for slot, row in found if row is not None]
+    features = ranking.features if ranking.features is not None else repeat(None)
+    ranked = zip(
+        slots,
+        rows,
+        ranking.scores.tolist(),
+        ranking.relevance.tolist(),
+        ranking.cosine.tolist(),
+        ranking.bm25.tolist(),
+        features,
+        strict=False,
+    )
     return [
-        Hit(
-            ids[place],
-            scores[place],
-            _known(cosines[place]),
-            _known(bm25[place]),
-            body,
-            usages[place],
-            features[place],
-            order_key=relevance[place],
-        )
-        for place, body in enumerate(bodies)
-        if body is not None
+        Hit(ids[slot], score, _known(cosine), _known(bm25), row.body, row.usage, about, None, relevance)
+        for slot, row, score, relevance, cosine, bm25, about in ranked
+        if row is not None
     ]
+
+
+def _rows(view: NamespaceView, replica: Replica, slots: list[int]) -> list[KeptRow | None]:
+    """The rows of ``slots``; None for each that is gone from the store."""
+    rows = list(map(view.kept.get, slots))
+    if None not in rows:
+        return rows
+    missing = [place for place, row in enumerate(rows) if row is None]
+    # Before the read: changes up to here are in what it finds, later ones arrive in this lane after it.
+    sequence = replica.sequence
+    bodies, usages = replica.read_with_usage(view.namespace, [view.ids[slots[place]] for place in missing])
+    for place, body, usage in zip(missing, bodies, usages, strict=True):
+        if body is not None:
+            rows[place] = row = KeptRow(readable_in(body), usage, sequence)
+            view.keep(slots[place], row)
+    return rows
 
 
 def _known(score: float) -> float | None:

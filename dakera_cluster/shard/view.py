@@ -23,6 +23,7 @@ from dakera_cluster.model.memories import Field
 from dakera_cluster.model.rows import Kind, decode_document, decode_usage
 from dakera_cluster.retrieval.evidence import Evidence
 from dakera_cluster.shard.attributes import Attributes
+from dakera_cluster.shard.kept_rows import KeptRow, KeptRows
 from dakera_cluster.shard.ops import Where
 from dakera_cluster.shard.records import record_of, vector_of
 from dakera_cluster.shard.replica import Change
@@ -76,6 +77,7 @@ class NamespaceView:
         self.text = FullTextIndex(settings.bm25_k1, settings.bm25_b, self._text_of)
         self.vectors: VectorIndex | None = None
         self.evidence = Evidence()
+        self.kept = KeptRows()
         self.foreign_vectors = 0
         self.changes_since_snapshot = 0.0
         self.changes_since_weighed = 0.0
@@ -98,13 +100,13 @@ class NamespaceView:
         self._put_documents(((row_id, body, sequence) for row_id, body in pending))
         usages = iter(self._rows.scan(Kind.USAGE))
         while some := list(islice(usages, BULK_DOCUMENTS)):
-            self._put_usages(some)
+            self._put_usages((row_id, body, sequence) for row_id, body in some)
         self.sequence = self.snapshot_sequence = sequence
 
     def apply(self, changes: Iterable[Change]) -> None:
         """Reflect changed rows; a change older than what a slot already reflects is passed over."""
         documents: dict[str, tuple[str, bytes, int]] = {}
-        usages: list[tuple[str, bytes]] = []
+        usages: list[tuple[str, bytes, int]] = []
         newest = self.sequence
         for change in changes:
             if change.sequence > newest:
@@ -112,7 +114,7 @@ class NamespaceView:
             if change.kind == Kind.DOCUMENT:
                 documents[change.id] = (change.id, change.body, change.sequence)
             elif change.kind == Kind.USAGE:
-                usages.append((change.id, change.body))
+                usages.append((change.id, change.body, change.sequence))
         self.sequence = newest
         worth = len(documents) + USAGE_WORTH * len(usages)
         self.changes_since_snapshot += worth
@@ -128,8 +130,10 @@ class NamespaceView:
         embedded: list[tuple[int, np.ndarray[Any, Any]]] = []
         for row_id, body, sequence in documents:
             slot = self.slots.get(row_id)
-            if slot is not None and self.attributes.sequence[slot] > sequence:
-                continue
+            if slot is not None:
+                self.kept.forget(slot)
+                if self.attributes.sequence[slot] > sequence:
+                    continue
             document = decode_document(body)
             if not document.alive:
                 self._remove(row_id, slot)
@@ -170,13 +174,19 @@ class NamespaceView:
         s = self.settings
         return VectorIndex(dimension, s.metric, s.index_type, s.flat_threshold)
 
-    def _put_usages(self, usages: Iterable[tuple[str, bytes]]) -> None:
+    def _put_usages(self, usages: Iterable[tuple[str, bytes, int]]) -> None:
         """Take in the access counts of the documents that are here; of several of one document the last stands."""
         accesses, accessed_ms, slots = self.attributes.accesses, self.attributes.accessed_ms, self.slots
-        for row_id, body in usages:
+        for row_id, body, sequence in usages:
             slot = slots.get(row_id)
             if slot is not None:
+                self.kept.used(slot, body, sequence)
                 accesses[slot], accessed_ms[slot] = decode_usage(body).totals()
+
+    def keep(self, slot: int, row: KeptRow) -> None:
+        """Keep what the store had for ``slot``, to be answered again."""
+        self.kept.keep(slot, row)
+        self.changes_since_weighed += USAGE_WORTH
 
     def _slot_of(self, row_id: str) -> int:
         slot = self.slots.get(row_id)
@@ -268,7 +278,7 @@ class NamespaceView:
         """Estimate of the resident memory of the view."""
         vectors = self.vectors.memory_bytes if self.vectors is not None else 0
         ids = len(self.ids) * BYTES_PER_ID
-        views = self.text.memory_bytes + self.evidence.memory_bytes
+        views = self.text.memory_bytes + self.evidence.memory_bytes + self.kept.nbytes
         return int(vectors + views + self.attributes.memory_bytes + self._columns.memory_bytes + ids)
 
     def dump(self) -> tuple[dict[str, Any], dict[str, snapshots.Parts]]:

@@ -128,6 +128,8 @@ class Views:
         if view is None or view.settings != self._settings_of(namespace) or view.worn:
             return None
         self._views.move_to_end(key)
+        if view.changes_since_weighed >= CHANGES_PER_WEIGHING:
+            self._weigh(key, view)
         return view
 
     def _keep(self, replica: Replica, view: NamespaceView) -> NamespaceView:
