@@ -11,15 +11,7 @@ long survey(const uint64_t *high, const uint64_t *low, long chunk_rows, long wid
             long wanted, const int64_t *held, long held_count, long wanted_held, const int64_t *others, long other_count,
             int64_t *slots, double *cosines);
 
-void late_steps(const float *vectors, long tokens, long width, double largest, double unit, int16_t *steps, double *sums,
-                double *scales, uint8_t *signs);
-long late_exact(const uint8_t *signs, long rows, long width, const int64_t *begins, const int64_t *lengths, const int64_t *owners,
-                long units, const int16_t *steps, long tokens, const double *sums, const double *scales,
-                const double *weights, float *best, double *first, long slots);
-long late_estimated(const uint8_t *signs, long rows, long width, const int64_t *begins, const int64_t *lengths,
-                    const int64_t *owners, long units, const uint8_t *query, long tokens, const float *cosines,
-                    const double *weights, float *best, double *first, long slots);
-/* A question's tokens as late_steps makes them, what each weighs, and the similarity by differing signs ([width + 1]). */
+/* A question's tokens as late_ready makes them, what each weighs, and the similarity by differing signs ([width + 1]). */
 typedef struct {
     const int16_t *steps;
     const double *sums, *scales, *weights;
@@ -36,6 +28,12 @@ typedef struct {
     long rows, width, known;
 } token_rows;
 
+void late_ready(const void *vectors, int are_halves, long tokens, long width, double largest, double unit, void *room,
+                late_query *query);
+long late_exact(const late_query *query, const token_rows *stored, const int64_t *begins, const int64_t *lengths,
+                const int64_t *owners, long units, float *best, double *first, long slots);
+long late_estimated(const late_query *query, const token_rows *stored, const int64_t *begins, const int64_t *lengths,
+                    const int64_t *owners, long units, float *best, double *first, long slots);
 long late_whole(const late_query *query, const token_rows *stored, const int64_t *slots, long count, long most_exact, long most,
                 float *best, double *first, uint8_t *seen);
 long cut_pool(const late_query *query, const int64_t *slots, const double *columns, long rows, long stride, long count,

@@ -59,25 +59,78 @@ INLINED void fetch(const uint8_t *data, long bytes) {
 #define BY_LANES(name) name##_of_eight
 #include "late_tables.h"
 
-/* Each token as whole steps, its largest component at largest of them; scales: a step's worth in the whole, unit the worth of a
-   token's greatest component in steps; signs: [tokens, width / 8], the first dimension in the highest bit. */
+/* Components that are made steps together. */
+#define WIDE 8
+typedef float floats __attribute__((vector_size(4 * WIDE)));
+typedef double doubles __attribute__((vector_size(8 * WIDE)));
+typedef int32_t ints __attribute__((vector_size(4 * WIDE)));
+typedef int16_t shorts __attribute__((vector_size(2 * WIDE)));
+typedef uint16_t halves __attribute__((vector_size(2 * WIDE)));
+typedef int8_t chars __attribute__((vector_size(WIDE)));
+
+/* Floats of 16 bits, the same of 32: what is below the least normal one is put upon it and taken off again. */
+INLINED floats widened(halves half) {
+    ints bits = __builtin_convertvector(half, ints), size = (bits & 0x7FFF) << 13, exponent = size & 31 << 23;
+    ints is_tiny = exponent == 0, is_no_number = exponent == 31 << 23;
+    ints lifted = size + (112 << 23) + (is_no_number & 112 << 23) + (is_tiny & 1 << 23);
+    ints lift = is_tiny & 113 << 23;
+    return (floats)((ints)((floats)lifted - (floats)lift) | (bits & 0x8000) << 16);
+}
+
+/* A float's whole number, halves to the even one: exact below 2^51, as every step is. */
+INLINED doubles whole_of(doubles value) {
+    const double places = 6755399441055744.0;
+    return value + places - places;
+}
+
+/* What a question's tokens are matched by, into room: each as whole steps, its largest component at largest of them; their sums
+   and scales (a step's worth in a similarity, unit the worth of a token's greatest component in steps); signs, the first
+   dimension in the highest bit. vectors: [tokens, width], floats of 16 bits where they are halves, else of 32; room: doubles,
+   2 a token, and bytes, 17 for each 8 components. What is no number counts as 0. */
 FOR_EVERY_PROCESSOR
-void late_steps(const float *vectors, long tokens, long width, double largest, double unit, int16_t *steps, double *sums,
-                double *scales, uint8_t *signs) {
-    memset(signs, 0, tokens * (width / 8));
-    for (long token = 0; token < tokens; token++) {
-        const float *own = vectors + token * width;
-        int16_t *whole = steps + token * width;
-        float peak = FLT_MIN;
-        int32_t sum = 0;
-        for (long at = 0; at < width; at++) peak = fabsf(own[at]) > peak ? fabsf(own[at]) : peak;
-        for (long at = 0; at < width; at++) {
-            double step = rint((double)own[at] / peak * largest);
-            whole[at] = step >= -largest && step <= largest ? (int16_t)step : 0;
-            sum += whole[at];
+void late_ready(const void *vectors, int are_halves, long tokens, long width, double largest, double unit, void *room,
+                late_query *query) {
+    double *sums = room, *scales = sums + tokens;
+    int16_t *steps = (int16_t *)(scales + tokens);
+    uint8_t *signs = (uint8_t *)(steps + tokens * width);
+    *query = (late_query){steps, sums, scales, query->weights, signs, query->cosines, tokens, width};
+    const chars places = {-128, 64, 32, 16, 8, 4, 2, 1};
+    for (long token = 0; token < tokens; token++, steps += width) {
+        float own[MAX_WIDTH], peak = FLT_MIN;
+        floats peaks = {0};
+        ints sum = {0};
+        for (long at = 0; at < width; at += WIDE) {
+            floats some;
+            if (are_halves) {
+                halves half;
+                memcpy(&half, (const uint16_t *)vectors + token * width + at, sizeof half);
+                some = widened(half);
+            } else {
+                memcpy(&some, (const float *)vectors + token * width + at, sizeof some);
+            }
+            memcpy(own + at, &some, sizeof some);
+            ints size = (ints)some & INT32_MAX, is_greater = (floats)size > peaks;
+            peaks = (floats)((size & is_greater) | ((ints)peaks & ~is_greater));
         }
-        for (long at = 0; at < width; at++) signs[(token * width + at) / 8] |= (own[at] > 0) << (7 - at % 8);
-        sums[token] = sum;
+        for (long lane = 0; lane < WIDE; lane++) peak = peaks[lane] > peak ? peaks[lane] : peak;
+        for (long at = 0; at < width; at += WIDE) {
+            floats some;
+            memcpy(&some, own + at, sizeof some);
+            floats number = (floats)((ints)some & (((ints)some & 255 << 23) != 255 << 23));
+            doubles step = whole_of(__builtin_convertvector(number, doubles) / (double)peak * largest);
+            ints whole = __builtin_convertvector(step, ints);
+            shorts narrow = __builtin_convertvector(whole, shorts);
+            chars bits = __builtin_convertvector(some > 0, chars) & places;
+            uint64_t bytes;
+            sum += whole;
+            memcpy(steps + at, &narrow, sizeof narrow);
+            /* No two bytes have a bit in common: their sum, the product's upper byte, is all of them. */
+            memcpy(&bytes, &bits, sizeof bytes);
+            *signs++ = bytes * 0x0101010101010101 >> 56;
+        }
+        int32_t total = 0;
+        for (long lane = 0; lane < WIDE; lane++) total += sum[lane];
+        sums[token] = total;
         scales[token] = peak / unit;
     }
 }
@@ -120,21 +173,20 @@ static long greatest_sums(const uint8_t *signs, long width, const int64_t *begin
 }
 
 /* Returns 0, -1 without memory, -2 when a unit reaches beyond the rows or the slots. */
-FOR_EVERY_PROCESSOR
-long late_exact(const uint8_t *signs, long rows, long width, const int64_t *begins, const int64_t *lengths, const int64_t *owners,
-                long units, const int16_t *steps, long tokens, const double *sums, const double *scales,
-                const double *weights, float *best, double *first, long slots) {
-    if (!are_within(begins, lengths, owners, units, rows, slots)) return -2;
+long late_exact(const late_query *query, const token_rows *stored, const int64_t *begins, const int64_t *lengths,
+                const int64_t *owners, long units, float *best, double *first, long slots) {
+    if (!are_within(begins, lengths, owners, units, stored->rows, slots)) return -2;
+    long tokens = query->tokens;
     float similar[MAX_TOKENS];
     double leading = 0;
     int32_t *dots = malloc((tokens * units + 1) * sizeof *dots);
-    long status = dots ? greatest_sums(signs, width, begins, lengths, units, steps, tokens, dots) : -1;
+    long status = dots ? greatest_sums(stored->signs, query->width, begins, lengths, units, query->steps, tokens, dots) : -1;
     for (long unit = 0; !status && unit < units; unit++) {
         const int32_t *own = dots + unit * tokens;
         for (long token = 0; token < tokens; token++)
-            similar[token] = (float)((2.0 * own[token] - sums[token]) * scales[token]);
+            similar[token] = (float)((2.0 * own[token] - query->sums[token]) * query->scales[token]);
         int is_first = unit == 0 || owners[unit] != owners[unit - 1];
-        keep(similar, weights, tokens, owners[unit], is_first, &leading, best, first, slots);
+        keep(similar, query->weights, tokens, owners[unit], is_first, &leading, best, first, slots);
     }
     free(dots);
     return status;
@@ -192,12 +244,12 @@ count_differing_by_vectors(const uint8_t *signs, long bytes, const int64_t *begi
 #endif
 
 /* Returns 0, or -1 and -2 as late_exact. */
-long late_estimated(const uint8_t *signs, long rows, long width, const int64_t *begins, const int64_t *lengths,
-                    const int64_t *owners, long units, const uint8_t *query, long tokens, const float *cosines,
-                    const double *weights, float *best, double *first, long slots) {
-    if (!are_within(begins, lengths, owners, units, rows, slots)) return -2;
+long late_estimated(const late_query *query, const token_rows *stored, const int64_t *begins, const int64_t *lengths,
+                    const int64_t *owners, long units, float *best, double *first, long slots) {
+    if (!are_within(begins, lengths, owners, units, stored->rows, slots)) return -2;
     float similar[MAX_TOKENS];
-    long bytes = width / 8, words = (bytes + 7) / 8, blocks = (tokens + SIDE - 1) / SIDE;
+    const uint8_t *signs = stored->signs;
+    long tokens = query->tokens, bytes = query->width / 8, words = (bytes + 7) / 8, blocks = (tokens + SIDE - 1) / SIDE;
     double leading = 0;
     uint64_t *fewest = malloc((blocks * units * SIDE + 1) * sizeof(uint64_t)), asked[MAX_WIDTH / 64 * SIDE];
     if (!fewest) return -1;
@@ -206,7 +258,7 @@ long late_estimated(const uint8_t *signs, long rows, long width, const int64_t *
         memset(asked, 0, words * SIDE * sizeof(uint64_t));
         for (long side = 0; side < (left < SIDE ? left : SIDE); side++)
             for (long at = 0; at < bytes; at += 8)
-                asked[at + side] = word_at(query + (block * SIDE + side) * bytes, at, bytes);
+                asked[at + side] = word_at(query->signs + (block * SIDE + side) * bytes, at, bytes);
         uint64_t *own = fewest + block * units * SIDE;
 #ifdef COUNTS_BITS_OF_VECTORS
         if (__builtin_cpu_supports("avx512vpopcntdq") && __builtin_cpu_supports("avx512f")) {
@@ -218,9 +270,9 @@ long late_estimated(const uint8_t *signs, long rows, long width, const int64_t *
     }
     for (long unit = 0; unit < units; unit++) {
         for (long token = 0; token < tokens; token++)
-            similar[token] = cosines[fewest[(token / SIDE * units + unit) * SIDE + token % SIDE]];
+            similar[token] = query->cosines[fewest[(token / SIDE * units + unit) * SIDE + token % SIDE]];
         int is_first = unit == 0 || owners[unit] != owners[unit - 1];
-        keep(similar, weights, tokens, owners[unit], is_first, &leading, best, first, slots);
+        keep(similar, query->weights, tokens, owners[unit], is_first, &leading, best, first, slots);
     }
     free(fewest);
     return 0;
@@ -250,11 +302,9 @@ long late_whole(const late_query *query, const token_rows *stored, const int64_t
         memset(best, 0, query->tokens * count * sizeof *best);
         memset(first, 0, count * sizeof *first);
         if (total && total <= most_exact)
-            status = late_exact(stored->signs, stored->rows, stored->width, begins, lengths, owners, units, query->steps,
-                                query->tokens, query->sums, query->scales, query->weights, best, first, count);
+            status = late_exact(query, stored, begins, lengths, owners, units, best, first, count);
         else if (total)
-            status = late_estimated(stored->signs, stored->rows, stored->width, begins, lengths, owners, units, query->signs,
-                                    query->tokens, query->cosines, query->weights, best, first, count);
+            status = late_estimated(query, stored, begins, lengths, owners, units, best, first, count);
     }
     free(begins);
     return status;

@@ -20,68 +20,61 @@ Runs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 """``(begins, lengths, owners)``: rows of signs matched on their own, and whose they are; those of one owner together."""
 
 
-def steps(
-    vectors: NDArray[np.float32],
-) -> tuple[NDArray[np.int16], NDArray[np.float64], NDArray[np.float64], NDArray[np.uint8]]:
-    """``(steps int16[t, d], sums float64[t], scales float64[t], signs uint8[t, d / 8])`` of the tokens float32[t, d]: each in
-    whole steps, its largest component at MAX_STEP of them; a row's sum; what a step is worth in a similarity, which divides
-    by the root of d; sign bits. A component that is no number counts as 0."""
-    tokens, width = vectors.shape
-    if width % 8:
-        raise ValueError(f"tokens of width {width} have no whole bytes of signs")
-    whole, signs = np.empty((tokens, width), np.int16), np.empty((tokens, width // 8), np.uint8)
-    sums, scales = np.empty(tokens), np.empty(tokens)
-    kernels.late_steps(
-        given(vectors, np.float32),
-        tokens,
-        width,
-        MAX_STEP,
-        MAX_STEP * math.sqrt(width),
-        given(whole, np.int16),
-        given(sums, np.float64),
-        given(scales, np.float64),
-        given(signs, np.uint8),
-    )
-    return whole, sums, scales, signs
-
-
 class Query:
-    """The tokens of a question as ``steps`` makes them, what each weighs (``weights`` float64[t]), and the similarity by differing
-    signs (``cosines`` float32[d + 1]). ``struct``: all of it, for kernels."""
+    """The tokens of a question, and what each weighs. ``vectors``: float32 or float16[t, d]; ``weights``: float64[t];
+    ``cosines``: float32[d + 1], the similarity by differing signs. ``struct``: all of it, for kernels.
 
-    __slots__ = ("_kept", "cosines", "scales", "signs", "steps", "struct", "sums", "weights", "width")
+    Tokens are matched in whole steps (``steps``: int16[t, d]), the largest component of each at MAX_STEP of them; ``sums``:
+    float64[t], of the steps; ``scales``: float64[t], what a step is worth in a similarity, which divides by the root of d;
+    ``signs``: uint8[t, d / 8]. A component that is no number counts as 0."""
+
+    __slots__ = ("_kept", "_room", "cosines", "struct", "weights", "width")
 
     def __init__(
-        self,
-        steps: NDArray[np.int16],
-        sums: NDArray[np.float64],
-        scales: NDArray[np.float64],
-        signs: NDArray[np.uint8],
-        weights: NDArray[np.float64],
-        cosines: NDArray[np.float32],
+        self, vectors: NDArray[np.floating], weights: NDArray[np.float64], cosines: NDArray[np.float32]
     ) -> None:
-        tokens, width = steps.shape
-        if width > MAX_WIDTH or tokens > MAX_TOKENS or signs.shape != (tokens, width // 8) or len(cosines) != width + 1:
+        tokens, width = vectors.shape
+        if width % 8:
+            raise ValueError(f"tokens of width {width} have no whole bytes of signs")
+        if width > MAX_WIDTH or tokens > MAX_TOKENS or len(weights) != tokens or len(cosines) != width + 1:
             raise ValueError(f"{tokens} tokens of width {width} do not fit the kernel or the arrays given")
-        if not len(sums) == len(scales) == len(weights) == tokens:
-            raise ValueError("the parts of a question do not fit together")
-        self.steps, self.sums, self.scales, self.signs = steps, sums, scales, signs
         self.weights, self.cosines, self.width = weights, cosines, width
-        self._kept = (
-            given(steps, np.int16),
-            given(sums, np.float64),
-            given(scales, np.float64),
-            given(weights, np.float64),
-            given(signs, np.uint8),
-            given(cosines, np.float32),
-        )
+        self._room = np.empty(16 * tokens + 17 * (tokens * width // 8), np.uint8)
         self.struct = allocated("late_query", 1)
+        self._kept = given(weights, np.float64), given(cosines, np.float32), given(self._room, np.uint8)
         own = self.struct[0]
-        own.steps, own.sums, own.scales, own.weights, own.signs, own.cosines = self._kept
-        own.tokens, own.width = tokens, width
+        own.weights, own.cosines = self._kept[:2]
+        are_halves = vectors.dtype == np.float16
+        kernels.late_ready(
+            given(vectors, np.float16 if are_halves else np.float32),
+            are_halves,
+            tokens,
+            width,
+            MAX_STEP,
+            MAX_STEP * math.sqrt(width),
+            self._kept[2],
+            self.struct,
+        )
 
     def __len__(self) -> int:
         return len(self.weights)
+
+    @property
+    def sums(self) -> NDArray[np.float64]:
+        return self._room[: 8 * len(self)].view(np.float64)
+
+    @property
+    def scales(self) -> NDArray[np.float64]:
+        return self._room[8 * len(self) : 16 * len(self)].view(np.float64)
+
+    @property
+    def steps(self) -> NDArray[np.int16]:
+        stop = len(self) * (16 + 2 * self.width)
+        return self._room[16 * len(self) : stop].view(np.int16).reshape(len(self), self.width)
+
+    @property
+    def signs(self) -> NDArray[np.uint8]:
+        return self._room[len(self) * (16 + 2 * self.width) :].reshape(len(self), self.width // 8)
 
 
 class Stored:
@@ -169,60 +162,15 @@ def cut(
     return order, level, kept_slots, kept_columns, kept_best
 
 
-def exact(
-    signs: NDArray[np.uint8],
-    runs: Runs,
-    steps: NDArray[np.int16],
-    sums: NDArray[np.float64],
-    scales: NDArray[np.float64],
-    weights: NDArray[np.float64],
-    best: NDArray[np.float32],
-    first: NDArray[np.float64],
-) -> None:
+def exact(query: Query, stored: Stored, runs: Runs, best: NDArray[np.float32], first: NDArray[np.float64]) -> None:
     """Write ``best`` (float32[t, n]) and ``first`` (float64[n]) of the owners in ``runs``: the similarity of each token in the
-    owner's best run, and the weighted sum in its first. ``signs``: uint8[rows, d / 8]; ``steps``: int16[t, d]."""
-    width, tokens = 8 * signs.shape[1], len(steps)
-    _check(width, tokens, steps.shape[1] == width and len(sums) == len(scales) == tokens, runs, weights, best, first)
-    _done(
-        kernels.late_exact(
-            *_stored(signs, runs),
-            given(steps, np.int16),
-            tokens,
-            given(sums, np.float64),
-            given(scales, np.float64),
-            given(weights, np.float64),
-            given(best, np.float32),
-            given(first, np.float64),
-            len(first),
-        )
-    )
+    owner's best run, and the weighted sum in its first."""
+    _matched(kernels.late_exact, query, stored, runs, best, first)
 
 
-def estimated(
-    signs: NDArray[np.uint8],
-    runs: Runs,
-    query: NDArray[np.uint8],
-    cosines: NDArray[np.float32],
-    weights: NDArray[np.float64],
-    best: NDArray[np.float32],
-    first: NDArray[np.float64],
-) -> None:
-    """As ``exact``, from signs on both sides: ``query`` is uint8[t, d / 8], ``cosines`` float32[d + 1] by differing signs."""
-    width = 8 * signs.shape[1]
-    fits = query.shape[1] == signs.shape[1] and len(cosines) == width + 1
-    _check(width, len(query), fits, runs, weights, best, first)
-    _done(
-        kernels.late_estimated(
-            *_stored(signs, runs),
-            given(query, np.uint8),
-            len(query),
-            given(cosines, np.float32),
-            given(weights, np.float64),
-            given(best, np.float32),
-            given(first, np.float64),
-            len(first),
-        )
-    )
+def estimated(query: Query, stored: Stored, runs: Runs, best: NDArray[np.float32], first: NDArray[np.float64]) -> None:
+    """As ``exact``, from signs on both sides."""
+    _matched(kernels.late_estimated, query, stored, runs, best, first)
 
 
 def occurrences(ids: NDArray[np.uint16], wanted: NDArray[np.uint16]) -> NDArray[np.int64]:
@@ -270,24 +218,24 @@ def lent_cover(
     return cover
 
 
-def _stored(signs: NDArray[np.uint8], runs: Runs) -> tuple[Any, ...]:
-    """The arguments both ways of matching begin with."""
-    begins, lengths, owners = (given(part, np.int64) for part in runs)
-    return given(signs, np.uint8), len(signs), 8 * signs.shape[1], begins, lengths, owners, len(runs[0])
-
-
-def _check(
-    width: int,
-    tokens: int,
-    fits: bool,
-    runs: Runs,
-    weights: NDArray[np.float64],
-    best: NDArray[np.float32],
-    first: NDArray[np.float64],
+def _matched(
+    kernel: Any, query: Query, stored: Stored, runs: Runs, best: NDArray[np.float32], first: NDArray[np.float64]
 ) -> None:
-    fits = fits and len(runs[0]) == len(runs[1]) == len(runs[2]) and len(weights) == tokens
-    if width > MAX_WIDTH or tokens > MAX_TOKENS or not fits or best.shape != (tokens, len(first)):
-        raise ValueError(f"{tokens} tokens of width {width} do not fit the kernel or the arrays given")
+    begins, lengths, owners = runs
+    fits = stored.struct[0].width == query.width and len(begins) == len(lengths) == len(owners)
+    if not fits or best.shape != (len(query), len(first)):
+        raise ValueError("the question, the tokens and the arrays given do not fit together")
+    _done(
+        kernel(
+            query.struct,
+            stored.struct,
+            *(given(part, np.int64) for part in runs),
+            len(begins),
+            given(best, np.float32),
+            given(first, np.float64),
+            len(first),
+        )
+    )
 
 
 def _done(status: int) -> None:

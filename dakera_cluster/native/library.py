@@ -32,6 +32,7 @@ _C_TYPES = {
         (np.uint16, "uint16_t"),
         (np.uint32, "uint32_t"),
         (np.uint64, "uint64_t"),
+        (np.float16, "uint16_t"),
         (np.float32, "float"),
         (np.float64, "double"),
     )

@@ -62,22 +62,21 @@ def late_query(query: QueryFeatures, store: TokenStore, live: int) -> LateQuery:
     """The question made ready for ``store``; without tokens its length is 0. ``live``: memories in the namespace."""
     vectors = query.token_vectors[:MAX_QUERY_TOKENS]
     ids = query.token_ids[:MAX_QUERY_TOKENS]
-    if not len(ids) or vectors.shape[1] > native.MAX_WIDTH or vectors.shape[1] % 8:
+    width = vectors.shape[1]
+    if not len(ids) or width > native.MAX_WIDTH or width % 8:
         return _nothing()
-    steps, sums, scales, signs = native.steps(np.ascontiguousarray(vectors, np.float32))
     found = np.minimum(store.document_frequencies(ids), live)
     idf = np.log(1 + (live - found + 0.5) / (found + 0.5))
     total = 0.0
     for value in idf.tolist():
         total += value
     weights = idf / total if total > 0 else np.full(len(idf), 1 / len(idf))
-    return LateQuery(steps, sums, scales, signs, weights, _cosine_of(vectors.shape[1]))
+    return LateQuery(vectors, weights, _cosine_of(width))
 
 
 @cache
 def _nothing() -> LateQuery:
-    none = np.zeros(0)
-    return LateQuery(np.zeros((0, 0), np.int16), none, none, np.zeros((0, 0), np.uint8), none, np.ones(1, np.float32))
+    return LateQuery(np.zeros((0, 0), np.float32), np.zeros(0), np.ones(1, np.float32))
 
 
 def weighted(query: LateQuery, similarities: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -183,6 +182,6 @@ def _write(
 ) -> None:
     """Write what the runs of tokens mean for their owners, the positions in ``best`` and ``first``."""
     if exact:
-        native.exact(store.signs, runs, query.steps, query.sums, query.scales, query.weights, best, first)
+        native.exact(query, store.stored, runs, best, first)
     else:
-        native.estimated(store.signs, runs, query.signs, _cosine_of(query.width), query.weights, best, first)
+        native.estimated(query, store.stored, runs, best, first)

@@ -107,13 +107,8 @@ class TokenStore:
             self._pack()
 
     @property
-    def signs(self) -> NDArray[np.uint8]:
-        """Sign rows of all tokens, uint8[rows, d / 8]; what ``runs`` point into, until the next change."""
-        return self._signs
-
-    @property
     def stored(self) -> Stored:
-        """All tokens as the kernels see them, until the next change."""
+        """All tokens as the kernels see them, and what ``runs`` point into, until the next change."""
         own = self._signs, self._starts, self._counts
         if self._stored is None or not all(map(is_, self._stored.arrays, own)):
             self._stored = Stored(*own)
@@ -151,13 +146,13 @@ class TokenStore:
             lengths -= begins
         return begins, lengths, owners
 
-    def document_frequencies(self, ids: NDArray[np.int32]) -> NDArray[np.int64]:
-        """In how many memories each piece stands, int64[n] (a repeat within a memory counts in small stores)."""
-        wanted = (ids & 0xFFFF).astype(np.uint16)
+    def document_frequencies(self, ids: NDArray[np.int32]) -> NDArray[np.integer]:
+        """In how many memories each piece stands, int[n] (a repeat within a memory counts in small stores)."""
+        wanted = ids & 0xFFFF
         if self._frequencies is not None:
-            return self._frequencies[wanted].astype(np.int64)
+            return self._frequencies[wanted]
         # Holes may hold removed tokens; a count over them would make the order depend on the replica's history.
-        return occurrences(self._live_ids(), wanted)
+        return occurrences(self._live_ids(), wanted.astype(np.uint16))
 
     def dump(self) -> dict[str, np.ndarray]:
         """The arrays, packed, and what ``load`` needs."""

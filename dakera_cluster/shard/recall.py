@@ -43,7 +43,7 @@ def _query(request: Recall) -> QueryFeatures:
     vector = np.frombuffer(request.vector, dtype="<f4") if request.vector is not None else None
     ids = np.array(request.token_ids, dtype=np.int32)
     width = len(vector) if vector is not None else 0
-    tokens = np.frombuffer(request.token_vectors, dtype="<f2").astype(np.float32).reshape(len(ids), width)
+    tokens = np.frombuffer(request.token_vectors, dtype="<f2").reshape(len(ids), width)
     return QueryFeatures(request.text, vector, tokens, ids, request.now_ms / 1000)
 
 

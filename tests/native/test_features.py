@@ -39,7 +39,7 @@ def common(of: features.Pool, columns: dict[str, Any], *, asked: bool) -> dict[s
 
 def question(tokens: int = TOKENS) -> late.Query:
     vectors = np.random.default_rng(5).random((tokens, 16)).astype(np.float32)
-    return late.Query(*late.steps(vectors), np.linspace(0.1, 0.7, tokens), np.ones(17, np.float32))
+    return late.Query(vectors, np.linspace(0.1, 0.7, tokens), np.ones(17, np.float32))
 
 
 def test_rows_hold_what_is_known_and_the_traits_a_question_asks_about() -> None:

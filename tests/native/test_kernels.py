@@ -93,63 +93,81 @@ def test_nothing_is_nearest_when_nothing_is_wanted() -> None:
     assert len(vectors.nearest(planes, np.ones(4, bool), None, np.ones(4, np.float32), one, 0)[0]) == 0
 
 
-def late_case(width: int, tokens: int, seed: int = 1) -> dict[str, Any]:
-    rng = np.random.default_rng(seed)
-    signs = rng.integers(0, 256, (60, width // 8), dtype=np.uint8)
-    steps = rng.integers(-late.MAX_STEP, late.MAX_STEP + 1, (tokens, width)).astype(np.int16)
-    return {
-        "signs": signs,
-        "runs": (np.array([3, 20, 8, 40]), np.array([5, 9, 12, 20]), np.array([2, 2, 0, 1])),
-        "steps": steps,
-        "sums": steps.sum(axis=1, dtype=np.float64),
-        "scales": rng.random(tokens) * 1e-5,
-        "weights": rng.random(tokens),
-        "best": np.zeros((tokens, 4), np.float32),
-        "first": np.zeros(4),
-    }
+class LateCase:
+    """Tokens of four memories, one in two runs, and those of a question whose largest component is the largest step."""
+
+    def __init__(self, width: int, tokens: int, seed: int = 1) -> None:
+        rng = np.random.default_rng(seed)
+        self.signs = rng.integers(0, 256, (60, width // 8), dtype=np.uint8)
+        self.steps = rng.integers(-late.MAX_STEP, late.MAX_STEP + 1, (tokens, width)).astype(np.int16)
+        self.steps[:, -1] = late.MAX_STEP
+        self.runs = np.array([3, 20, 8, 40]), np.array([5, 9, 12, 20]), np.array([2, 2, 0, 1])
+        self.weights = rng.random(tokens)
+        self.cosines = np.linspace(1, -1, width + 1).astype(np.float32)
+        self.best, self.first = np.zeros((tokens, 4), np.float32), np.zeros(4)
+
+    @property
+    def query(self) -> late.Query:
+        return late.Query(self.steps.astype(np.float32), self.weights, self.cosines)
+
+    @property
+    def stored(self) -> late.Stored:
+        return late.Stored(self.signs, np.zeros(0, np.int64), np.zeros(0, np.int32))
+
+    def matched(self, kernel: Any) -> tuple[np.ndarray, np.ndarray]:
+        kernel(self.query, self.stored, self.runs, self.best, self.first)
+        return self.best, self.first
 
 
-@pytest.mark.parametrize(("width", "tokens"), [(384, 9), (96, 3), (8, 1), (24, 16), (1024, 2), (40, 17), (768, 64)])
+@pytest.mark.parametrize(
+    ("width", "tokens"), [(384, 9), (96, 3), (8, 1), (24, 16), (1024, 2), (40, 17), (768, 64), (64, 33)]
+)
 def test_exact_matches_are_maxsim_in_the_best_run(width: int, tokens: int) -> None:
-    case = late_case(width, tokens)
-    late.exact(**case)
-    plus_minus = 2 * np.unpackbits(case["signs"], axis=1).astype(np.int64) - 1
-    dots = case["steps"].astype(np.int64) @ plus_minus.T
+    case = LateCase(width, tokens)
+    best, first = case.matched(late.exact)
+    assert np.array_equal(case.query.steps, case.steps)
+    plus_minus = 2 * np.unpackbits(case.signs, axis=1).astype(np.int64) - 1
+    dots = case.steps.astype(np.int64) @ plus_minus.T
     runs = []
-    for begin, length, owner in zip(*case["runs"], strict=True):
-        similar = (dots[:, begin : begin + length].max(axis=1) * case["scales"]).astype(np.float32)
-        runs.append((owner, similar, float((case["weights"] * similar).sum())))
+    for begin, length, owner in zip(*case.runs, strict=True):
+        similar = (dots[:, begin : begin + length].max(axis=1) * case.query.scales).astype(np.float32)
+        runs.append((owner, similar, float((case.weights * similar).sum())))
     for owner in (0, 1, 2):
         own = [(similar, total) for who, similar, total in runs if who == owner]
         leading = max(own, key=lambda each: each[1])
-        np.testing.assert_allclose(case["best"][:, owner], leading[0], rtol=1e-6)
-        assert case["first"][owner] == pytest.approx(own[0][1], rel=1e-6)
-    assert not case["best"][:, 3].any()
+        assert np.array_equal(best[:, owner], leading[0])
+        assert first[owner] == pytest.approx(own[0][1], rel=1e-6)
+    assert not best[:, 3].any()
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_greatest_steps_and_all_signs_alike_do_not_overflow(sign: int) -> None:
-    case = late_case(4096, 10)
-    case["steps"][:] = sign * late.MAX_STEP
-    case["steps"][3] = 0
-    case["sums"] = case["steps"].sum(axis=1, dtype=np.float64)
+    case = LateCase(4096, 10)
+    case.steps[:] = sign * late.MAX_STEP
+    case.steps[3] = 0
     for signs, share in ((255, 1), (0, -1)):
-        case["signs"][:] = signs
-        late.exact(**case)
-        expected = sign * share * 4096 * late.MAX_STEP * case["scales"]
+        case.signs[:] = signs
+        best, _ = case.matched(late.exact)
+        expected = sign * share * 4096 * late.MAX_STEP * case.query.scales
         expected[3] = 0
-        assert np.array_equal(case["best"][:, 0], expected.astype(np.float32))
+        assert np.array_equal(best[:, 0], expected.astype(np.float32))
+
+
+def test_a_run_without_tokens_matches_less_than_any_other() -> None:
+    case = LateCase(128, 5)
+    case.runs = np.array([3, 20]), np.array([0, 9]), np.array([0, 1])
+    best, _ = case.matched(late.exact)
+    least = (-np.abs(case.steps.astype(np.int64)).sum(axis=1) * case.query.scales).astype(np.float32)
+    assert np.array_equal(best[:, 0], least)
+    assert (best[:, 1] > least).all()
 
 
 @pytest.mark.parametrize(("width", "tokens"), [(96, 4), (384, 9), (8, 1), (72, 17), (128, 64), (4096, 8)])
 def test_estimated_matches_count_differing_signs(width: int, tokens: int) -> None:
-    case = late_case(width, tokens)
-    rng = np.random.default_rng(2)
-    query = rng.integers(0, 256, (tokens, width // 8), dtype=np.uint8)
-    cosines = np.linspace(1, -1, width + 1).astype(np.float32)
-    late.estimated(case["signs"], case["runs"], query, cosines, case["weights"], case["best"], case["first"])
-    differing = np.bitwise_count(query[:, None, :] ^ case["signs"][None, 8:20, :]).sum(axis=2)
-    assert np.array_equal(case["best"][:, 0], cosines[differing.min(axis=1)])
+    case = LateCase(width, tokens)
+    best, _ = case.matched(late.estimated)
+    differing = np.bitwise_count(case.query.signs[:, None, :] ^ case.signs[None, 8:20, :]).sum(axis=2)
+    assert np.array_equal(best[:, 0], case.cosines[differing.min(axis=1)])
 
 
 def test_neighbours_lend_their_best_and_only_from_inside() -> None:
@@ -194,20 +212,34 @@ def test_ranks_count_what_is_greater() -> None:
     assert order.ranks(np.zeros(0)).tolist() == []
 
 
-def test_steps_are_those_of_numpy() -> None:
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_steps_are_those_of_numpy(dtype: type) -> None:
     rng = np.random.default_rng(8)
-    vectors = rng.normal(size=(7, 72)).astype(np.float32)
+    vectors = rng.normal(size=(9, 72)).astype(dtype)
     vectors[2] = 0
     vectors[3, 5] = math.nan
-    steps, sums, scales, signs = late.steps(vectors)
-    known = np.nan_to_num(vectors)
+    vectors[4, 7], vectors[5, :4] = -math.inf, (3e-8, -6e-5, 65_504, -0.0)
+    vectors[6] *= 2.0**-14
+    query = late.Query(vectors, np.ones(9), np.ones(73, np.float32))
+    known = np.where(np.isnan(vectors), 0, vectors).astype(np.float32)
     peaks = np.maximum(np.abs(known).max(axis=1), np.finfo(np.float32).tiny).astype(np.float64)
-    assert np.array_equal(steps, np.rint(known / peaks[:, None] * late.MAX_STEP))
-    assert np.array_equal(sums, steps.sum(axis=1))
-    assert np.array_equal(scales, peaks / (late.MAX_STEP * math.sqrt(72)))
-    assert np.array_equal(signs, np.packbits(known > 0, axis=1))
-    with pytest.raises(ValueError, match="whole bytes"):
-        late.steps(vectors[:, :70].copy())
+    with np.errstate(invalid="ignore"):
+        steps = np.nan_to_num(np.rint(known / peaks[:, None] * late.MAX_STEP))
+    assert np.array_equal(query.steps, steps)
+    assert np.array_equal(query.sums, steps.sum(axis=1))
+    assert np.array_equal(query.scales, peaks / (late.MAX_STEP * math.sqrt(72)))
+    assert np.array_equal(query.signs, np.packbits(known > 0, axis=1))
+
+
+def test_each_float_of_sixteen_bits_is_read_as_numpy_reads_it() -> None:
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    for some in every[np.isfinite(every)].reshape(-1, 31, 1024):
+        query, wide = (
+            late.Query(each, np.ones(31), np.ones(1025, np.float32)) for each in (some, some.astype(np.float32))
+        )
+        assert np.array_equal(query.steps, wide.steps)
+        assert np.array_equal(query.scales, wide.scales)
+        assert np.array_equal(query.signs, wide.signs)
 
 
 def test_a_tally_counts_repeats() -> None:
@@ -235,11 +267,12 @@ def test_what_c_would_not_notice_is_refused() -> None:
         vectors.gather(planes, np.arange(4), np.zeros(32, ">f4"))
     with pytest.raises(ValueError, match="contiguous"):
         vectors.gather(planes, np.arange(8)[::2], np.zeros(32, np.float32))
-    case = late_case(96, 4)
+    case = LateCase(96, 4)
+    case.runs = np.array([50]), np.array([11]), np.array([0])
     with pytest.raises(ValueError, match="runs reach beyond"):
-        late.exact(**case | {"runs": (np.array([50]), np.array([11]), np.array([0]))})
+        case.matched(late.exact)
     with pytest.raises(ValueError, match="do not fit"):
-        late.exact(**case | {"steps": case["steps"][:, :64].copy()})
+        late.exact(LateCase(64, 4).query, case.stored, case.runs, case.best, case.first)
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
@@ -258,25 +291,13 @@ def test_every_processor_finds_the_same_bits(tmp_path: Path, monkeypatch: pytest
     score, weight = rng.random((40, 30)).astype(np.float32), rng.random(40)
 
     def results() -> list[np.ndarray]:
-        rng_of_query = np.random.default_rng(12)
-        case, odd = late_case(384, 9), late_case(40, 19)
-        late.exact(**case)
-        late.exact(**odd)
-        signed = late_case(392, 11)
-        asked, cosines = (
-            rng_of_query.integers(0, 256, (11, 49), dtype=np.uint8),
-            np.linspace(1, -1, 393).astype(np.float32),
-        )
-        rest = {name: signed[name] for name in ("signs", "runs", "weights", "best", "first")}
-        late.estimated(query=asked, cosines=cosines, **rest)
+        cases = [LateCase(384, 9), LateCase(40, 19), LateCase(128, 35)]
+        matched = [part for case in cases for part in case.matched(late.exact)]
         return [
             vectors.gather(planes, np.arange(300), query),
             *vectors.nearest(planes, np.ones(300, bool), None, scales, unit, 90),
-            case["best"],
-            case["first"],
-            odd["best"],
-            signed["best"],
-            signed["first"],
+            *matched,
+            *LateCase(392, 11).matched(late.estimated),
             late.weighted(score, weight),
         ]
 

@@ -14,7 +14,7 @@ KEYS = np.random.default_rng(1).integers(0, 2**63, 50).astype(np.uint64)
 def asked(tokens: int, width: int = WIDTH) -> late.Query:
     rng = np.random.default_rng(tokens)
     vectors = rng.normal(size=(tokens, width)).astype(np.float32)
-    return late.Query(*late.steps(vectors), rng.random(tokens), np.linspace(1, -1, width + 1).astype(np.float32))
+    return late.Query(vectors, rng.random(tokens), np.linspace(1, -1, width + 1).astype(np.float32))
 
 
 def stored(counts: list[int]) -> late.Stored:
@@ -34,11 +34,8 @@ def test_memories_are_matched_as_their_runs_are(tokens: int, most_exact: int) ->
     assert seen.tolist() == [True, False, True, False, False, True]
     expected, expected_first = np.zeros((tokens, 6), np.float32), np.zeros(6)
     runs = np.array([4, 0, 12]), np.array([7, 4, 6]), np.array([0, 2, 5])
-    signs = held.arrays[0]
-    if most_exact >= 17:
-        late.exact(signs, runs, query.steps, query.sums, query.scales, query.weights, expected, expected_first)
-    else:
-        late.estimated(signs, runs, query.signs, query.cosines, query.weights, expected, expected_first)
+    way = late.exact if most_exact >= 17 else late.estimated
+    way(query, held, runs, expected, expected_first)
     assert best.tobytes() == expected.tobytes()
     assert first.tobytes() == expected_first.tobytes()
 
@@ -63,22 +60,20 @@ def test_tokens_that_reach_beyond_the_rows_are_refused() -> None:
 
 
 def test_a_question_whose_parts_do_not_fit_is_refused() -> None:
-    steps, sums, scales, signs = late.steps(np.ones((3, 16), np.float32))
     parts: dict[str, Any] = {
-        "steps": steps,
-        "sums": sums,
-        "scales": scales,
-        "signs": signs,
+        "vectors": np.ones((3, 16), np.float32),
         "weights": np.ones(3),
         "cosines": np.ones(17, np.float32),
     }
     late.Query(**parts)
-    for name in ("sums", "scales", "weights", "signs", "cosines"):
+    for name in parts:
         with pytest.raises(ValueError, match="fit"):
             late.Query(**parts | {name: parts[name][:-1].copy()})
+    with pytest.raises(ValueError, match="whole bytes"):
+        late.Query(**parts | {"vectors": np.ones((3, 15), np.float32)})
     many = np.ones((late.MAX_TOKENS + 1, 8), np.float32)
     with pytest.raises(ValueError, match="do not fit"):
-        late.Query(*late.steps(many), np.ones(len(many)), np.ones(9, np.float32))
+        late.Query(many, np.ones(len(many)), np.ones(9, np.float32))
 
 
 def scaled(values: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ def some(count: int, width: int = 48) -> tuple[np.ndarray, np.ndarray]:
 def rows(store: TokenStore, slots: list[int]) -> np.ndarray:
     """The sign rows of ``slots``, one after another."""
     begins, lengths, _ = store.runs(np.array(slots))
-    return np.concatenate([store.signs[at : at + count] for at, count in zip(begins, lengths, strict=True)])
+    return np.concatenate([store.stored.arrays[0][at : at + count] for at, count in zip(begins, lengths, strict=True)])
 
 
 def test_runs_point_to_each_slots_own_rows_in_the_order_asked() -> None:
