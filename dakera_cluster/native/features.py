@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from dakera_cluster.native.late import Query
 from dakera_cluster.native.library import NULL, allocated, given, kernels
+from dakera_cluster.native.pool import Pool
 from dakera_cluster.native.terms import Found
 
 _PLACED = (
@@ -26,7 +27,6 @@ _COLUMNS = {
     "has_number": np.bool_,
     "role": np.uint8,
 }
-POOL_COLUMNS = 7
 
 
 class Traits:
@@ -66,31 +66,13 @@ class Lengths:
         self.kept, self.longest = given(values, np.float64), len(values) - 1
 
 
-class Pool:
-    """n memories to be told apart. ``slots``: int64[n]; ``columns``: float64[POOL_COLUMNS, n], the fused score, cosine, BM25,
-    coverage, window, late score and that of the first passage of each; ``best``: float32[t, n], what each token found.
-    ``values``: float64[features, n], the features so far."""
+class Rows:
+    """``values``: float64[features, n], what tells the n memories of a pool apart, so far."""
 
-    def __init__(
-        self,
-        layout: Layout,
-        slots: NDArray[np.int64],
-        columns: NDArray[np.float64],
-        best: NDArray[np.float32],
-    ) -> None:
-        count = len(slots)
-        if columns.shape != (POOL_COLUMNS, count) or best.shape[1] != count:
-            raise ValueError("the arrays of a pool do not fit together")
-        self.values = np.zeros((layout.rows, count))
-        self._layout, self._tokens = layout, len(best)
-        first = given(columns, np.float64)
-        self._kept = given(slots, np.int64), first, given(best, np.float32)
-        self._struct = allocated("pool_memories", 1)
-        own = self._struct[0]
-        own.slots, own.best, own.count = self._kept[0], self._kept[2], count
-        own.cosine, own.bm25, own.coverage, own.window, own.late, own.late_first = (
-            first + row * count for row in range(1, POOL_COLUMNS)
-        )
+    def __init__(self, layout: Layout, pool: Pool) -> None:
+        self.values = np.zeros((layout.rows, len(pool)))
+        self._layout, self._pool = layout, pool
+        self._held = given(self.values, np.float64)
 
     def add_common(
         self,
@@ -110,7 +92,7 @@ class Pool:
         own.asks_when, own.asks_how_much, own.of_self = asks_when, asks_how_much, of_self
         own.assistant, own.lengths, own.longest = assistant, lengths.kept, lengths.longest
         status = kernels.common_features(
-            self._struct, traits.struct, asked, rank_scale, self._layout.places, given(self.values, np.float64)
+            self._pool.struct, traits.struct, asked, rank_scale, self._layout.places, self._held
         )
         if status == -1:
             raise MemoryError("no memory for the features of a pool")
@@ -119,10 +101,10 @@ class Pool:
 
     def add_lone(self, words: Found, k1: float, b: float, query: Query) -> None:
         """What stands around a memory where none has a session: itself. BM25 is of a memory as a window."""
-        if len(query) != self._tokens:
+        if len(query) != len(self._pool.best):
             raise ValueError("the tokens of the pool are not the question's")
         status = kernels.lone_features(
-            self._struct, words.struct, k1, b, query.struct, self._layout.places, given(self.values, np.float64)
+            self._pool.struct, words.struct, k1, b, query.struct, self._layout.places, self._held
         )
         if status:
             raise MemoryError("no memory for the features of a pool")
@@ -133,10 +115,10 @@ class Pool:
         if talk_lengths is not None and len(talk_lengths) != self.values.shape[1]:
             raise ValueError("lengths of other talks")
         kernels.close_features(
-            self._struct,
+            self._pool.struct,
             NULL if talk_lengths is None else given(talk_lengths, np.float64),
             self._layout.rows,
             self._layout.graded,
             self._layout.places,
-            given(self.values, np.float64),
+            self._held,
         )

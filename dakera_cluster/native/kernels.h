@@ -36,9 +36,21 @@ long late_estimated(const late_query *query, const token_rows *stored, const int
                     const int64_t *owners, long units, float *best, double *first, long slots);
 long late_whole(const late_query *query, const token_rows *stored, const int64_t *slots, long count, long most_exact, long most,
                 float *best, double *first, uint8_t *seen);
-long cut_pool(const late_query *query, const int64_t *slots, const double *columns, long rows, long stride, long count,
-              const float *best, const double *first, double share, const uint64_t *keys, long key_count, long kept,
-              int64_t *order, double *level, int64_t *kept_slots, double *kept_columns, float *kept_best);
+
+/* A ranked pool: slots[count], what is known of each, and best: [tokens, count]. */
+typedef struct {
+    const int64_t *slots;
+    const double *cosine, *bm25, *coverage, *window, *late, *late_first;
+    const float *best;
+    long count;
+} pool_memories;
+
+long cut_pool(const late_query *query, const int64_t *slots, const double *columns, long stride, long count, const float *best,
+              const double *first, double share, const uint64_t *keys, long key_count, long kept, void *room,
+              pool_memories *pool);
+long cut_matched(const late_query *query, const token_rows *stored, const int64_t *slots, const double *columns, long stride,
+                 long count, long most_exact, long most, double share, const uint64_t *keys, long key_count, long kept,
+                 void *room, pool_memories *pool);
 void occurrences(const uint16_t *ids, long count, const uint16_t *wanted, long wanted_count, int64_t *counts);
 
 void tally(const uint16_t *ids, long count, int32_t step, int32_t *counts);
@@ -108,14 +120,6 @@ void weighted_rows(const double *values, const double *weights, long rows, long 
 void ranks(const double *values, long count, int64_t *ahead);
 long ordered_sums(const double *values, const double *weights, long rows, long count, const double *added, const int64_t *slots,
                   const uint64_t *keys, long key_count, double *sums, int64_t *order);
-
-/* A ranked pool: slots[count], what is known of each, and best: [tokens, count]. */
-typedef struct {
-    const int64_t *slots;
-    const double *cosine, *bm25, *coverage, *window, *late, *late_first;
-    const float *best;
-    long count;
-} pool_memories;
 
 /* By slot below size: what the words of a memory say about it. */
 typedef struct {

@@ -14,7 +14,7 @@ MAX_WIDTH = 4096
 MAX_TOKENS = 64
 MAX_STEP = 2047
 """Largest component of a question's token: sixteen of them stay within 16 bits."""
-NO_MEMORY, BEYOND, TOO_MANY = -1, -2, -3
+NO_MEMORY, BEYOND, TOO_MANY, WITHOUT_TOKENS, WITHOUT_KEY = -1, -2, -3, -4, -5
 
 Runs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 """``(begins, lengths, owners)``: rows of signs matched on their own, and whose they are; those of one owner together."""
@@ -112,54 +112,8 @@ def whole(
     )
     if status == TOO_MANY:
         return None
-    _done(status)
+    done(status)
     return best, first, seen
-
-
-def cut(
-    query: Query,
-    slots: NDArray[np.int64],
-    columns: NDArray[np.float64],
-    best: NDArray[np.float32],
-    first: NDArray[np.float64],
-    share: float,
-    keys: NDArray[np.uint64],
-    kept: int,
-) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float32]]:
-    """The pool, the first n of some candidates, by its first column (``columns``: float64[r, candidates]) and ``share`` times its
-    late scores (the weighted ``best``, float32[t, n]), both scaled; ties by ``keys`` (by slot): ``(order int64[n], level
-    float64[n] by place, slots int64[m], columns float64[r + 2, m], best float32[t, m])``, the last three of the ``kept``
-    first, their late scores and ``first`` (float64[n]) behind the columns. Raises ValueError for a slot without a key."""
-    (rows, candidates), count = columns.shape, len(first)
-    if len(slots) != candidates or count > candidates or best.shape != (len(query), count) or not rows:
-        raise ValueError("the arrays of a pool do not fit together")
-    kept = max(0, min(kept, count))
-    order, level, kept_slots = np.empty(count, np.int64), np.empty(count), np.empty(kept, np.int64)
-    kept_columns, kept_best = np.empty((rows + 2, kept)), np.empty((len(query), kept), np.float32)
-    status = kernels.cut_pool(
-        query.struct,
-        given(slots, np.int64),
-        given(columns, np.float64),
-        rows,
-        candidates,
-        count,
-        given(best, np.float32),
-        given(first, np.float64),
-        share,
-        given(keys, np.uint64),
-        len(keys),
-        kept,
-        given(order, np.int64),
-        given(level, np.float64),
-        given(kept_slots, np.int64),
-        given(kept_columns, np.float64),
-        given(kept_best, np.float32),
-    )
-    if status == NO_MEMORY:
-        raise MemoryError("no memory to order a pool")
-    if status == BEYOND:
-        raise ValueError("a slot has no key")
-    return order, level, kept_slots, kept_columns, kept_best
 
 
 def exact(query: Query, stored: Stored, runs: Runs, best: NDArray[np.float32], first: NDArray[np.float64]) -> None:
@@ -225,7 +179,7 @@ def _matched(
     fits = stored.struct[0].width == query.width and len(begins) == len(lengths) == len(owners)
     if not fits or best.shape != (len(query), len(first)):
         raise ValueError("the question, the tokens and the arrays given do not fit together")
-    _done(
+    done(
         kernel(
             query.struct,
             stored.struct,
@@ -238,8 +192,11 @@ def _matched(
     )
 
 
-def _done(status: int) -> None:
+def done(status: int) -> None:
+    """Raise what a kernel of matching or of pools reports."""
     if status == NO_MEMORY:
         raise MemoryError("no memory to match the tokens of a question")
     if status == BEYOND:
         raise ValueError("runs reach beyond the tokens or the results")
+    if status == WITHOUT_KEY:
+        raise ValueError("a slot has no key")

@@ -120,17 +120,24 @@ static int keys_of(const int64_t *slots, long count, const uint64_t *keys, long 
     return 1;
 }
 
-/* The pool by the sum of what its first column and its late scores (the weighted sums of best: [tokens, count], times share) say,
-   both scaled; ties by key. columns: [rows, count], rows stride apart. order and level: [count], the order and the sums. Of the
-   first kept (at most count) in that order: kept_slots; kept_columns: [rows + 2, kept], the columns, the late scores and first;
-   kept_best: [tokens, kept]. Returns 0, -1 without memory, -2 when a slot has no key. */
-long cut_pool(const late_query *query, const int64_t *slots, const double *columns, long rows, long stride, long count,
-              const float *best, const double *first, double share, const uint64_t *keys, long key_count, long kept,
-              int64_t *order, double *level, int64_t *kept_slots, double *kept_columns, float *kept_best) {
+/* The columns of candidates, and behind them their late scores, as a whole and of the first passage. */
+enum { FUSED, COSINE, BM25, COVERAGE, WINDOW, FOUND_COLUMNS, LATE = FOUND_COLUMNS, LATE_FIRST, POOL_COLUMNS };
+
+/* The pool, slots[count], by the sum of what its fused scores (the first of its columns: [FOUND_COLUMNS, count], stride apart) and
+   its late ones (the weighted sums of best: [tokens, count], times share) say, both scaled; ties by key. room: double[count] and int64[count], the sums and the order; then of the first kept (at most count) in that
+   order, which pool will show: double[POOL_COLUMNS, kept], int64[kept], their slots, and float[tokens, kept]. Returns 0, -1
+   without memory, -5 when a slot has no key. */
+long cut_pool(const late_query *query, const int64_t *slots, const double *columns, long stride, long count, const float *best,
+              const double *first, double share, const uint64_t *keys, long key_count, long kept, void *room,
+              pool_memories *pool) {
     static const uint8_t both[2] = {1, 1};
-    double *late = malloc((3 * count + 1) * sizeof *late), *scaled = late + count;
+    double *late = malloc((3 * count + 1) * sizeof *late), *scaled = late + count, *level = room;
     uint64_t *own_keys = malloc((count + 1) * sizeof *own_keys);
-    long status = !late || !own_keys ? -1 : keys_of(slots, count, keys, key_count, own_keys) ? 0 : -2;
+    int64_t *order = (int64_t *)(level + count);
+    double *kept_columns = (double *)(order + count);
+    int64_t *kept_slots = (int64_t *)(kept_columns + POOL_COLUMNS * kept);
+    float *kept_best = (float *)(kept_slots + kept);
+    long status = !late || !own_keys ? -1 : keys_of(slots, count, keys, key_count, own_keys) ? 0 : -5;
     if (!status) {
         weighted_sums(best, query->weights, query->tokens, count, late);
         memcpy(scaled, columns, count * sizeof *scaled);
@@ -139,16 +146,45 @@ long cut_pool(const late_query *query, const int64_t *slots, const double *colum
         for (long at = 0; at < count; at++) level[at] = scaled[at] + share * scaled[count + at];
         status = order_best(level, own_keys, count, count, order) < 0 ? -1 : 0;
     }
-    for (long at = 0; !status && at < kept; at++) {
-        int64_t place = order[at];
-        kept_slots[at] = slots[place];
-        for (long row = 0; row < rows; row++) kept_columns[row * kept + at] = columns[row * stride + place];
-        kept_columns[rows * kept + at] = late[place];
-        kept_columns[(rows + 1) * kept + at] = first[place];
-        for (long token = 0; token < query->tokens; token++) kept_best[token * kept + at] = best[token * count + place];
+    for (long row = 0; !status && row < POOL_COLUMNS; row++) {
+        const double *from = row == LATE ? late : row == LATE_FIRST ? first : columns + row * stride;
+        for (long at = 0; at < kept; at++) kept_columns[row * kept + at] = from[order[at]];
     }
+    for (long token = 0; !status && token < query->tokens; token++)
+        for (long at = 0; at < kept; at++) kept_best[token * kept + at] = best[token * count + order[at]];
+    for (long at = 0; !status && at < kept; at++) kept_slots[at] = slots[order[at]];
+    *pool = (pool_memories){
+        .slots = kept_slots,
+        .cosine = kept_columns + COSINE * kept,
+        .bm25 = kept_columns + BM25 * kept,
+        .coverage = kept_columns + COVERAGE * kept,
+        .window = kept_columns + WINDOW * kept,
+        .late = kept_columns + LATE * kept,
+        .late_first = kept_columns + LATE_FIRST * kept,
+        .best = kept_best,
+        .count = kept,
+    };
     free(late);
     free(own_keys);
+    return status;
+}
+
+/* cut_pool of what late_whole finds. Returns what they do, or -4 when a memory has no tokens: then nothing is matched. */
+long cut_matched(const late_query *query, const token_rows *stored, const int64_t *slots, const double *columns, long stride,
+                 long count, long most_exact, long most, double share, const uint64_t *keys, long key_count, long kept,
+                 void *room, pool_memories *pool) {
+    long cells = query->tokens * count;
+    for (long at = 0; at < count; at++) {
+        int64_t slot = slots[at];
+        if (slot < 0 || slot >= stored->known || stored->counts[slot] <= 0) return -4;
+    }
+    double *first = malloc((count + 1) * sizeof *first + cells * sizeof(float) + count);
+    if (!first) return -1;
+    float *best = (float *)(first + count);
+    uint8_t *seen = (uint8_t *)(best + cells);
+    long status = late_whole(query, stored, slots, count, most_exact, most, best, first, seen);
+    if (!status) status = cut_pool(query, slots, columns, stride, count, best, first, share, keys, key_count, kept, room, pool);
+    free(first);
     return status;
 }
 

@@ -18,13 +18,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from dakera_cluster.native import late as native
 from dakera_cluster.retrieval import ties
 from dakera_cluster.retrieval.candidates import Candidates, Mask, candidates
 from dakera_cluster.retrieval.classify import QuestionKind, classify
 from dakera_cluster.retrieval.coverage import covering
 from dakera_cluster.retrieval.features import NAMES, Features, features
-from dakera_cluster.retrieval.late import LateQuery, Matched, late_query, match, supposed
+from dakera_cluster.retrieval.late import LateQuery, best_of, late_query
 from dakera_cluster.retrieval.lexical import WordScores, word_scores
 from dakera_cluster.retrieval.model import Model, shipped
 from dakera_cluster.retrieval.options import Options, Rerank, Settings
@@ -159,27 +158,16 @@ def _second_stage(
     found: Candidates,
     laps: _Clock,
 ) -> Prepared:
-    pool = found.head(POOL)
-    late = late_query(query, view.evidence.tokens, max(1, len(view.text)))
-    own = match(late, view.evidence.tokens, pool.slots)
-    if own.bare.any():
-        own = supposed(own, pool.cosine, view.evidence.keys(pool.slots))
-    order, seen, slots, columns, best = native.cut(
-        late,
-        found.slots,
-        found.columns,
-        own.best,
-        own.first,
-        LATE_SHARE,
-        view.evidence.whole_column("key"),
-        RANKED,
-    )
+    evidence = view.evidence
+    late = late_query(query, evidence.tokens, max(1, len(view.text)))
+    keys = evidence.whole_column("key")
+    pool = best_of(late, evidence.tokens, found.slots, found.columns, POOL, LATE_SHARE, keys, RANKED)
     laps.lap("late")
-    ranked = Candidates(slots, columns[:-2])
-    values = features(view, query, late, words, time, ranked, Matched(best, columns), found)
+    ranked = Candidates(pool.slots, pool.columns[:-2])
+    values = features(view, query, late, words, time, ranked, pool, found)
     laps.lap("features")
-    rest = Block(found, np.arange(len(found.slots))[POOL:], found.fused)
-    return Prepared(kind, late, values, ranked, Block(pool, order[RANKED:], seen), rest)
+    rest = Block(found, np.arange(POOL, len(found.slots)), found.fused)
+    return Prepared(kind, late, values, ranked, Block(found, pool.order[RANKED:], pool.level), rest)
 
 
 def _answer(

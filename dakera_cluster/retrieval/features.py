@@ -21,7 +21,7 @@ from dakera_cluster.native import talk as native_talk
 from dakera_cluster.retrieval import talk
 from dakera_cluster.retrieval.candidates import Candidates
 from dakera_cluster.retrieval.context import Neighbourhood, neighbourhood
-from dakera_cluster.retrieval.late import LateQuery, Matched, glance
+from dakera_cluster.retrieval.late import LateQuery, Pool, glance
 from dakera_cluster.retrieval.lexical import WINDOW_B, WINDOW_K1, WordScores, window_scores
 from dakera_cluster.retrieval.order import NOBODY
 from dakera_cluster.retrieval.query import QueryFeatures
@@ -127,12 +127,12 @@ def features(
     words: WordScores,
     time: QueryTime,
     pool: Candidates,
-    own: Matched,
+    own: Pool,
     found: Candidates,
 ) -> Features:
     """The features of the pool. ``own`` are the matches of exactly the pool's slots; ``found``: all candidates."""
     slots = pool.slots
-    filled = native_features.Pool(_LAYOUT, slots, own.columns, own.best)
+    filled = native_features.Rows(_LAYOUT, own)
     filled.add_common(
         view.evidence.traits,
         _LENGTHS,
@@ -164,7 +164,7 @@ def _in_company(
     late: LateQuery,
     words: WordScores,
     pool: Candidates,
-    own: Matched,
+    own: Pool,
     stretch: talk.Stretch,
     found: Candidates,
 ) -> dict[str, NDArray[np.float64]]:

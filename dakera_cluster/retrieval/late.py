@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dakera_cluster.native import late as native
+from dakera_cluster.native import pool as native_pool
 from dakera_cluster.retrieval.query import QueryFeatures
 from dakera_cluster.retrieval.tokens import TokenStore
 
@@ -29,6 +30,8 @@ MAX_TOKENS = 32_000
 """Tokens of one step of one recall; memories beyond it are matched by their first passage, then not at all."""
 
 
+Pool = native_pool.Pool
+"""The candidates that the model orders, with what late interaction knows of them."""
 LateQuery = native.Query
 """A question made ready: its tokens in whole steps and as signs, and the idf of each, whose sum is 1."""
 
@@ -43,19 +46,6 @@ class Matches:
     first: NDArray[np.float64]
     seen: NDArray[np.bool_]
     bare: NDArray[np.bool_]
-
-
-@dataclass(frozen=True, slots=True)
-class Matched:
-    """Of n ranked candidates: ``best`` as of Matches; ``columns``: float64[7, n], those of Candidates, then the weighted sum of
-    ``best``, and that of the first passage."""
-
-    best: NDArray[np.float32]
-    columns: NDArray[np.float64]
-
-    @property
-    def late(self) -> NDArray[np.float64]:
-        return np.asarray(self.columns[5])
 
 
 def late_query(query: QueryFeatures, store: TokenStore, live: int) -> LateQuery:
@@ -88,7 +78,7 @@ def match(query: LateQuery, store: TokenStore, slots: NDArray[np.int64], max_tok
     """Match the question with ``slots``, the likeliest first: when they hold more than ``max_tokens`` tokens, the later ones
     are matched by their first passage only, and those still beyond it not at all. A pool of more than EXACT_TOKENS is matched
     by signs alone."""
-    if len(query) and store.width == query.width and not store.have_passages(slots):
+    if _are_whole(query, store, slots):
         whole = native.whole(query, store.stored, slots, EXACT_TOKENS, max_tokens)
         if whole is not None:
             best, first, seen = whole
@@ -110,6 +100,36 @@ def match(query: LateQuery, store: TokenStore, slots: NDArray[np.int64], max_tok
     _match(query, store, slots, np.flatnonzero(seen & fits), best, first, exact=exact)
     _match(query, store, slots, np.flatnonzero(seen & ~fits), best, first, exact=exact, first_only=True)
     return Matches(best, first, seen, ~has_tokens)
+
+
+def _are_whole(query: LateQuery, store: TokenStore, slots: NDArray[np.int64]) -> bool:
+    """Whether each of ``slots`` is one run of tokens that the question can be compared with."""
+    return len(query) > 0 and store.width == query.width and not store.have_passages(slots)
+
+
+def best_of(
+    query: LateQuery,
+    store: TokenStore,
+    slots: NDArray[np.int64],
+    columns: NDArray[np.float64],
+    size: int,
+    share: float,
+    keys: NDArray[np.uint64],
+    kept: int,
+) -> Pool:
+    """The ``kept`` best of the first ``size`` candidates (``slots`` and ``columns`` of Candidates), by their fused scores and
+    ``share`` times their late ones, both scaled; ties by ``keys`` (by slot)."""
+    head = slots[:size]
+    if _are_whole(query, store, head):
+        pool = native_pool.matched(
+            query, store.stored, slots, columns, size, EXACT_TOKENS, MAX_TOKENS, share, keys, kept
+        )
+        if pool is not None:
+            return pool
+    own = match(query, store, head)
+    if own.bare.any():
+        own = supposed(own, columns[native_pool.COSINE, :size], keys[head])
+    return native_pool.cut(query, slots, columns, own.best, own.first, share, keys, kept)
 
 
 def _match(

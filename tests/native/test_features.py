@@ -3,7 +3,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dakera_cluster.native import features, late, order, terms, words
+from dakera_cluster.native import features, late, order, pool, terms, words
 
 COLUMNS = {
     "words": np.array([0, 3, 900], np.uint16),
@@ -21,18 +21,22 @@ SLOTS = np.array([2, 0, 1, 2])
 TOKENS = 3
 
 
-def pool(slots: np.ndarray = SLOTS, layout: features.Layout = LAYOUT) -> tuple[features.Pool, np.ndarray, np.ndarray]:
+def rows_of(slots: np.ndarray = SLOTS) -> tuple[features.Rows, pool.Pool]:
+    """The features of memories that come in the order of their fused scores."""
     rng = np.random.default_rng(3)
-    columns = rng.random((features.POOL_COLUMNS, len(slots))) - 0.3
+    columns = rng.random((pool.FOUND_COLUMNS, len(slots))) - 0.3
+    columns[0] = -np.arange(len(slots))
     best = (rng.random((TOKENS, len(slots))) - 0.4).astype(np.float32)
-    return features.Pool(layout, slots, columns, best), columns, best
+    keys = np.arange(4, dtype=np.uint64)
+    found = pool.cut(question(), slots, columns, best, rng.random(len(slots)), 0.0, keys, len(slots))
+    return features.Rows(LAYOUT, found), found
 
 
-def named(of: features.Pool) -> dict[str, list[float]]:
+def named(of: features.Rows) -> dict[str, list[float]]:
     return dict(zip(NAMES, of.values.tolist(), strict=True))
 
 
-def common(of: features.Pool, columns: dict[str, Any], *, asked: bool) -> dict[str, list[float]]:
+def common(of: features.Rows, columns: dict[str, Any], *, asked: bool) -> dict[str, list[float]]:
     of.add_common(features.Traits(columns), LENGTHS, 2, 5, asks_when=asked, asks_how_much=asked, of_self=asked)
     return named(of)
 
@@ -43,7 +47,7 @@ def question(tokens: int = TOKENS) -> late.Query:
 
 
 def test_rows_hold_what_is_known_and_the_traits_a_question_asks_about() -> None:
-    own, columns, _ = pool()
+    own, found = rows_of()
     rows = common(own, COLUMNS, asked=True)
     traits = {
         "time_words": [1, 0, 1, 1],
@@ -54,7 +58,9 @@ def test_rows_hold_what_is_known_and_the_traits_a_question_asks_about() -> None:
         "self_asked": [1, 0, 0.5, 1],
         "assistant": [1, 0, 1, 1],
     }
-    known = dict(zip(("cosine", "bm25", "coverage", "window", "late", "late_first"), columns[1:].tolist(), strict=True))
+    known = dict(
+        zip(("cosine", "bm25", "coverage", "window", "late", "late_first"), found.columns[1:].tolist(), strict=True)
+    )
     ranks = [sum(other > value for other in known["window"]) for value in known["window"]]
     expected = traits | known | {"passage": known["cosine"], "window_rank": [5 / (5 + rank) for rank in ranks]}
     assert {name: rows[name] for name in expected} == expected
@@ -62,39 +68,39 @@ def test_rows_hold_what_is_known_and_the_traits_a_question_asks_about() -> None:
 
 
 def test_what_a_question_does_not_ask_about_is_nothing() -> None:
-    rows = common(pool()[0], COLUMNS, asked=False)
+    rows = common(rows_of()[0], COLUMNS, asked=False)
     assert not any(any(rows[name]) for name in ("time_words", "number", "self_asked", "assistant"))
     assert rows["about_self"] == [1, 0, 0.5, 1]
 
 
 def test_a_lone_memory_is_its_own_company() -> None:
-    own, columns, best = pool()
+    own, found = rows_of()
     slots, lengths, idf = np.array([2, 0, 2], np.int32), np.array([4.0, 9.0, 2.0]), np.array([1.5, 0.5])
-    found = terms.found(slots, np.array([2, 1, 3], np.uint16), np.array([2, 3]), idf, 1.0, (0.5, 0.1), lengths)
+    said = terms.found(slots, np.array([2, 1, 3], np.uint16), np.array([2, 3]), idf, 1.0, (0.5, 0.1), lengths)
     query = question()
-    own.add_lone(found, 1.2, 0.75, query)
+    own.add_lone(said, 1.2, 0.75, query)
     rows = named(own)
     none = np.empty((len(SLOTS), 0), np.int32)
-    text = words.window_bm25(SLOTS, none, none.astype(bool), lengths, found.frequencies, idf, 1.2, 0.75).tolist()
-    cover = late.weighted(np.maximum(best, 0), query.weights).tolist()
+    text = words.window_bm25(SLOTS, none, none.astype(bool), lengths, said.frequencies, idf, 1.2, 0.75).tolist()
+    cover = late.weighted(np.maximum(found.best, 0), query.weights).tolist()
     assert rows["window_turns"] == rows["window_wide"] == text
     assert all(rows[name] == cover for name in ("cover_turn", "cover_next", "cover_near", "cover_talk"))
-    assert rows["cosine_lead"] == columns[1].tolist()
-    assert rows["session"] == np.maximum(columns[5], 0).tolist()
+    assert rows["cosine_lead"] == found.columns[1].tolist()
+    assert rows["session"] == np.maximum(found.late, 0).tolist()
     with pytest.raises(ValueError, match="not the question's"):
-        own.add_lone(found, 1.2, 0.75, question(TOKENS + 1))
+        own.add_lone(said, 1.2, 0.75, question(TOKENS + 1))
 
 
 @pytest.mark.parametrize("talk_lengths", [None, np.array([0.5, 0.0, 1.0, 0.25])])
 def test_shares_count_again_and_graded_rows_are_scaled(talk_lengths: np.ndarray | None) -> None:
-    own, columns, _ = pool()
+    own, found = rows_of()
     common(own, COLUMNS, asked=True)
     rng = np.random.default_rng(8)
     for name in ("window_wide", "cover_turn", "speaker"):
         own.values[NAMES.index(name)] = rng.random(4)
     before = {name: np.array(row) for name, row in named(own).items()}
     own.close(talk_lengths)
-    met = columns[3].max()
+    met = found.columns[3].max()
     shares = {
         "cosine_apart": ("cosine", 1 - met),
         "window_met": ("window", met),
@@ -114,7 +120,7 @@ def test_shares_count_again_and_graded_rows_are_scaled(talk_lengths: np.ndarray 
 
 
 def test_a_pool_of_nobody_has_no_features() -> None:
-    own, *_ = pool(np.zeros(0, np.int64))
+    own, _ = rows_of(np.zeros(0, np.int64))
     common(own, COLUMNS, asked=True)
     own.close(None)
     assert own.values.shape == (len(NAMES), 0)
@@ -122,16 +128,12 @@ def test_a_pool_of_nobody_has_no_features() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     for columns in (COLUMNS, COLUMNS | {"role": np.zeros(1, np.uint8)}):
-        for slot in (3, -1, 1 if len(columns["role"]) == 1 else 3):
+        for slot in (3, 1 if len(columns["role"]) == 1 else 3):
             with pytest.raises(ValueError, match="beyond"):
-                common(pool(np.array([slot]))[0], columns, asked=True)
+                common(rows_of(np.array([slot]))[0], columns, asked=True)
     with pytest.raises(ValueError, match="not in"):
         features.Layout(NAMES[:-1], GRADED)
     with pytest.raises(ValueError, match="has a length"):
         features.Lengths(np.zeros(0))
-    with pytest.raises(ValueError, match="do not fit"):
-        features.Pool(LAYOUT, SLOTS, np.ones((features.POOL_COLUMNS, 3)), np.ones((1, 4), np.float32))
-    with pytest.raises(ValueError, match="do not fit"):
-        features.Pool(LAYOUT, SLOTS, np.ones((features.POOL_COLUMNS, 4)), np.ones((1, 3), np.float32))
     with pytest.raises(ValueError, match="other talks"):
-        pool()[0].close(np.ones(3))
+        rows_of()[0].close(np.ones(3))

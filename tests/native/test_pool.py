@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dakera_cluster.native import late, order
+from dakera_cluster.native import late, order, pool
 
 WIDTH = 72
 KEYS = np.random.default_rng(1).integers(0, 2**63, 50).astype(np.uint64)
@@ -82,39 +82,69 @@ def scaled(values: np.ndarray) -> np.ndarray:
     return row[0]
 
 
-@pytest.mark.parametrize(("pool", "kept"), [(30, 12), (30, 30), (1, 1), (0, 0), (20, 99)])
+@pytest.mark.parametrize(("size", "kept"), [(30, 12), (30, 30), (1, 1), (0, 0), (20, 99)])
 @pytest.mark.parametrize("tokens", [0, 5])
-def test_a_pool_is_cut_by_what_it_was_found_with_and_what_matches(pool: int, kept: int, tokens: int) -> None:
-    rng = np.random.default_rng(pool)
-    slots, columns = rng.permutation(50)[:40].astype(np.int64), rng.integers(0, 4, (3, 40)).astype(np.float64)
-    best, first = rng.integers(0, 3, (tokens, pool)).astype(np.float32), rng.random(pool)
+def test_a_pool_is_cut_by_what_it_was_found_with_and_what_matches(size: int, kept: int, tokens: int) -> None:
+    rng = np.random.default_rng(size)
+    slots = rng.permutation(50)[:40].astype(np.int64)
+    columns = rng.integers(0, 4, (pool.FOUND_COLUMNS, 40)).astype(np.float64)
+    best, first = rng.integers(0, 3, (tokens, size)).astype(np.float32), rng.random(size)
     query = asked(tokens)
     query.weights[:] = 1
-    taken, level, *cut = late.cut(query, slots, columns, best, first, 0.5, KEYS, kept)
+    cut = pool.cut(query, slots, columns, best, first, 0.5, KEYS, kept)
     matched = late.weighted(best, query.weights)
-    expected = scaled(columns[0, :pool]) + 0.5 * scaled(matched)
-    assert level.tobytes() == expected.tobytes()
-    assert taken.tolist() == np.lexsort((KEYS[slots[:pool]], -expected)).tolist()
-    head = taken[:kept]
-    assert cut[0].tolist() == slots[head].tolist()
-    assert cut[1].tolist() == np.vstack([columns[:, :pool], matched, first])[:, head].tolist()
-    assert cut[2].tolist() == best[:, head].tolist()
+    expected = scaled(columns[0, :size]) + 0.5 * scaled(matched)
+    assert cut.level.tobytes() == expected.tobytes()
+    assert cut.order.tolist() == np.lexsort((KEYS[slots[:size]], -expected)).tolist()
+    head = cut.order[:kept]
+    assert len(cut) == min(size, kept)
+    assert cut.slots.tolist() == slots[head].tolist()
+    assert cut.columns.tolist() == np.vstack([columns[:, :size], matched, first])[:, head].tolist()
+    assert cut.late.tolist() == matched[head].tolist()
+    assert cut.best.tolist() == best[:, head].tolist()
+
+
+@pytest.mark.parametrize("most_exact", [0, 1_000])
+def test_a_pool_that_is_matched_at_once_is_cut_as_one_matched_before(most_exact: int) -> None:
+    query, held = asked(6), stored([4, 2, 7, 1, 6, 3])
+    slots, columns = np.array([3, 0, 5, 2, 4, 1]), np.random.default_rng(4).random((pool.FOUND_COLUMNS, 6))
+    result = late.whole(query, held, slots[:5], most_exact, 100)
+    assert result is not None
+    best, first, _ = result
+    before = pool.cut(query, slots, columns, best, first, 1.5, KEYS, 3)
+    at_once = pool.matched(query, held, slots, columns, 5, most_exact, 100, 1.5, KEYS, 3)
+    assert at_once is not None
+    for name in ("order", "level", "slots", "columns", "best"):
+        assert getattr(at_once, name).tobytes() == getattr(before, name).tobytes()
+
+
+def test_a_pool_with_too_many_tokens_or_a_memory_without_any_is_not_matched() -> None:
+    query, held = asked(3), stored([4, 0, 7])
+    columns = np.ones((pool.FOUND_COLUMNS, 2))
+    assert pool.matched(query, held, np.array([0, 2]), columns, 2, 100, 10, 1.0, KEYS, 2) is None
+    for slots in ([0, 1], [0, 3], [-1, 0]):
+        assert pool.matched(query, held, np.array(slots), columns, 2, 100, 100, 1.0, KEYS, 2) is None
+    assert pool.matched(query, held, np.array([0, 1]), columns, 1, 100, 100, 1.0, KEYS, 2) is not None
+    with pytest.raises(ValueError, match="another width"):
+        pool.matched(asked(3, WIDTH + 8), held, np.array([0, 2]), columns, 2, 100, 100, 1.0, KEYS, 2)
+    with pytest.raises(ValueError, match="no key"):
+        pool.matched(query, held, np.array([0, 2]), columns, 2, 100, 100, 1.0, KEYS[:2].copy(), 2)
 
 
 def test_a_pool_that_does_not_fit_is_refused() -> None:
-    slots, columns, best = np.arange(4), np.ones((3, 4)), np.ones((2, 4), np.float32)
+    slots, columns, best = np.arange(4), np.ones((pool.FOUND_COLUMNS, 4)), np.ones((2, 4), np.float32)
     for wrong in (
         (slots[:3], columns, best, np.ones(4)),
         (slots, columns, best, np.ones(3)),
         (slots, columns, np.ones((3, 4), np.float32), np.ones(4)),
         (slots, columns, np.ones((2, 5), np.float32), np.ones(5)),
-        (slots, columns[:0], best, np.ones(4)),
+        (slots, columns[:4], best, np.ones(4)),
     ):
         with pytest.raises(ValueError, match="do not fit"):
-            late.cut(asked(2), *wrong, 1.0, KEYS, 2)
+            pool.cut(asked(2), *wrong, 1.0, KEYS, 2)
     for slot in (-1, 50):
         with pytest.raises(ValueError, match="no key"):
-            late.cut(asked(2), np.array([0, slot, 2, 3]), columns, best, np.ones(4), 1.0, KEYS, 2)
+            pool.cut(asked(2), np.array([0, slot, 2, 3]), columns, best, np.ones(4), 1.0, KEYS, 2)
 
 
 def test_sums_are_ordered_and_say_whether_any_are_equal() -> None:
