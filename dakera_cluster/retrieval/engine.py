@@ -205,7 +205,7 @@ def _answer(
         held += len(block.order)
     level = (np.concatenate(levels) if len(levels) > 1 else relevance)[: options.k]
     results = _joined(blocks).head(options.k) if len(blocks) > 1 else blocks[0]
-    scores = np.array([model.score(value) for value in level.tolist()])
+    scores = model.scores(level)
     if explained is not None:
         explained += [{} for _ in range(len(level) - len(explained))]
     return _ranking(results, level, scores, prepared.kind, held, True, explained, laps)
@@ -227,7 +227,7 @@ def _importance(
         age = np.maximum(0.0, query.now_s - view.accessed_of(slots))
         importance = importance * np.exp2(-age / settings.half_life_s)
     # In hundredths: an access a minute ago must not reorder what is equal in every other way.
-    return np.asarray(IMPORTANCE_WEIGHT * (np.round(importance, 2) - 0.5))
+    return np.asarray(IMPORTANCE_WEIGHT * (importance.round(2) - 0.5))
 
 
 def _joined(blocks: list[Candidates]) -> Candidates:

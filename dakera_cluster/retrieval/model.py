@@ -55,9 +55,11 @@ class Model(msgspec.Struct, frozen=True, dict=True):
     def _by_column(self) -> NDArray[np.float64]:
         return np.array([self.weights.get(name, 0.0) for name in NAMES])
 
-    def score(self, relevance: float) -> float:
-        """A score in (0, 1) with the order of relevance."""
-        return 1.0 / (1.0 + math.exp(min(60.0, max(-60.0, (self.middle - relevance) / self.spread))))
+    def scores(self, relevance: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Scores in (0, 1) with the order of relevance: float64[n] of float64[n]."""
+        middle, spread, exp = self.middle, self.spread, math.exp
+        beyond = (min(60.0, max(-60.0, (middle - value) / spread)) for value in relevance.tolist())
+        return np.array([1.0 / (1.0 + exp(value)) for value in beyond])
 
 
 @cache

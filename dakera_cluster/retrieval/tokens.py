@@ -150,7 +150,7 @@ class TokenStore:
         """In how many memories each piece stands, int[n] (a repeat within a memory counts in small stores)."""
         wanted = ids & 0xFFFF
         if self._frequencies is not None:
-            return self._frequencies[wanted]
+            return self._frequencies.take(wanted)
         # Holes may hold removed tokens; a count over them would make the order depend on the replica's history.
         return occurrences(self._live_ids(), wanted.astype(np.uint16))
 
