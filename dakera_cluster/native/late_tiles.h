@@ -40,15 +40,17 @@ TILED static void part_steps(const int16_t *steps, long tokens, long width, int8
         least[token] = 0;
         for (long at = 0; at < width; at++) least[token] += own[at] < 0 ? own[at] : 0;
         for (long at = 0; at < width; at += TILE_BYTES, to += STEP_BYTES) {
-            int8_t upper[TILE_BYTES], lower[TILE_BYTES];
+            int8_t bytes[2][TILE_BYTES];
             for (long bit = 0; bit < TILE_BYTES; bit++) {
-                int16_t step = own[at + bit];
-                lower[bit ^ 7] = (int8_t)step;
-                upper[bit ^ 7] = (int8_t)((step - (int8_t)step) >> 8);
+                bytes[0][bit] = (int8_t)((own[at + bit] + 128) >> 8);
+                bytes[1][bit] = (int8_t)own[at + bit];
             }
-            for (long four = 0; four < TILE_ROWS; four++) {
-                memcpy(to + four * TILE_BYTES, upper + 4 * four, 4);
-                memcpy(to + STEP_BYTES / 2 + four * TILE_BYTES, lower + 4 * four, 4);
+            for (long byte = 0; byte < 2 * TILE_BYTES; byte += 8) {
+                uint64_t eight;
+                memcpy(&eight, (int8_t *)bytes + byte, 8);
+                eight = __builtin_bswap64(eight);
+                memcpy(to + byte / 4 * TILE_BYTES, &eight, 4);
+                memcpy(to + (byte / 4 + 1) * TILE_BYTES, (int8_t *)&eight + 4, 4);
             }
         }
     }
@@ -59,7 +61,7 @@ TILED INLINED void spread_signs(const uint8_t *row, long bytes, uint8_t *spread,
     for (long at = 0; at < bytes; at += 8, spread += SPREAD_BYTES) {
         uint64_t word;
         memcpy(&word, row + at, 8);
-        _mm512_storeu_si512(spread + place * TILE_BYTES, _mm512_maskz_set1_epi8((__mmask64)word, 1));
+        _mm512_store_si512(spread + place * TILE_BYTES, _mm512_maskz_mov_epi8((__mmask64)word, _mm512_set1_epi8(1)));
     }
 }
 
@@ -67,7 +69,8 @@ TILED INLINED void spread_signs(const uint8_t *row, long bytes, uint8_t *spread,
    row, int32[tokens] of its unit, those of one behind one another. parts: width / 64. */
 TILED static void raise_to_tiles(const uint8_t *spread, long count, const int8_t *parted, long parts, int32_t *const *owners,
                                  long tokens) {
-    int32_t upper[SPREAD_ROWS * TILE_ROWS] __attribute__((aligned(64))), lower[SPREAD_ROWS * TILE_ROWS] __attribute__((aligned(64)));
+    int32_t upper[SPREAD_ROWS * TILE_ROWS] __attribute__((aligned(64)));
+    int32_t lower[SPREAD_ROWS * TILE_ROWS] __attribute__((aligned(64)));
     long stride = TILE_ROWS * sizeof *upper;
     WRITTEN_OUT;
     for (long token = 0; token < tokens; token += TILE_ROWS, parted += parts * STEP_BYTES) {

@@ -60,6 +60,5 @@ class KeptRows:
         """The usage of ``slot`` as of the change ``sequence``; one that is older than what is kept is passed over."""
         row = self._rows.get(slot)
         if row is not None and sequence > row.sequence:
-            self.nbytes -= row.nbytes
+            self.nbytes += len(usage) - len(row.usage or b"")
             row.usage, row.sequence = usage, sequence
-            self.nbytes += row.nbytes
