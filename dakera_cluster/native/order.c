@@ -124,9 +124,10 @@ static int keys_of(const int64_t *slots, long count, const uint64_t *keys, long 
 enum { FUSED, COSINE, BM25, COVERAGE, WINDOW, FOUND_COLUMNS, LATE = FOUND_COLUMNS, LATE_FIRST, POOL_COLUMNS };
 
 /* The pool, slots[count], by the sum of what its fused scores (the first of its columns: [FOUND_COLUMNS, count], stride apart) and
-   its late ones (the weighted sums of best: [tokens, count], times share) say, both scaled; ties by key. room: double[count] and int64[count], the sums and the order; then of the first kept (at most count) in that
-   order, which pool will show: double[POOL_COLUMNS, kept], int64[kept], their slots, and float[tokens, kept]. Returns 0, -1
-   without memory, -5 when a slot has no key. */
+   its late ones (the weighted sums of best: [tokens, count], times share) say, both scaled; ties by key. room: double[count] and
+   int64[count], the sums and the order; then of the first kept (at most count) in that order, which pool will show:
+   double[POOL_COLUMNS, kept], int64[kept], their slots, and float[tokens, kept]. Returns 0, -1 without memory, -5 when a slot
+   has no key. */
 long cut_pool(const late_query *query, const int64_t *slots, const double *columns, long stride, long count, const float *best,
               const double *first, double share, const uint64_t *keys, long key_count, long kept, void *room,
               pool_memories *pool) {
