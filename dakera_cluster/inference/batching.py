@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from dakera_cluster.inference.encoding import TokenVectors
 from dakera_cluster.inference.models import TextKind
+from dakera_cluster.promise import Promise
 
 CHARS_PER_TOKEN = 4
 """A guess good enough to size a slice before it is tokenised."""
@@ -41,7 +42,7 @@ class Job:
 
     def __init__(self, texts: list[str], kind: TextKind, tokens: bool, dimension: int) -> None:
         self.loop = asyncio.get_running_loop()
-        self.done: asyncio.Future[None] = self.loop.create_future()
+        self.done: Promise[None] = Promise(loop=self.loop)
         self.texts = texts
         self.kind = kind
         self.tokens = tokens
@@ -56,11 +57,10 @@ class Job:
 
     def settle(self, error: Exception | None = None) -> None:
         """Ends the wait. On the event loop."""
-        if not self.done.done():
-            if error is None:
-                self.done.set_result(None)
-            else:
-                self.done.set_exception(error)
+        if error is None:
+            self.done.settle(None)
+        else:
+            self.done.fail(error)
 
 
 class JobQueue:
