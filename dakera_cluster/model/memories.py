@@ -96,7 +96,6 @@ class ScoredMemory(msgspec.Struct, gc=False):
     smart_score: float | None = None
     vector_score: float | None = None
     text_score: float | None = None
-    depth: int | None = None
     explain: dict[str, Any] | None = None
 
 
