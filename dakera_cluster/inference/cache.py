@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,8 +21,7 @@ ENTRY_OVERHEAD_BYTES = 400
 """Key, ordered-dict slot and array headers of one entry, about; counted so that many small entries keep to the bound."""
 
 
-@dataclass(frozen=True, slots=True)
-class CachedText:
+class CachedText(msgspec.Struct, frozen=True, gc=False):
     """float32[d] and, when they were asked for, the token vectors."""
 
     vector: NDArray[np.float32]

@@ -22,7 +22,7 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -86,6 +86,20 @@ class EmbedderStats(msgspec.Struct, frozen=True):
     cache_bytes: int
 
 
+class _Askers(contextlib.AbstractContextManager[None]):
+    """One for all who ask: it holds nothing of its own, and a generator for each would cost more than what it counts."""
+
+    def __init__(self, enter: Callable[[], None], leave: Callable[[], None]) -> None:
+        self._enter = enter
+        self._leave = leave
+
+    def __enter__(self) -> None:
+        self._enter()
+
+    def __exit__(self, *_: object) -> None:
+        self._leave()
+
+
 class Embedder:
     """A model that is there. See the module's docstring for how it runs."""
 
@@ -100,6 +114,8 @@ class Embedder:
         self.dimension = encoder.dimension
         self.fingerprint = encoder.fingerprint
         """Names model, precision and files; rows carry it, so that vectors of different models never meet."""
+        self._max_chars = encoder.spec.max_tokens * MAX_TEXT_CHARS_PER_TOKEN
+        """Of a text that go to the model."""
         self._reserved_tokens = len(encoder.tokenize([""], TextKind.PASSAGE)[0])
         self._queues = {
             TextKind.QUERY: JobQueue(settings.max_queued_queries, settings.max_queued_chars),
@@ -113,6 +129,7 @@ class Embedder:
         self._looking: set[asyncio.Task[None]] = set()
         self._encoding = False
         self._gathering = False
+        self._askers = _Askers(self._one_asks, self._one_leaves)
         self._asking = 0
         """Of the event loop; the inference thread only looks at it."""
         self._lock = threading.Lock()
@@ -135,7 +152,7 @@ class Embedder:
         """
         self._asked[kind] += len(texts)
         cache = self._caches[kind]
-        limit = self._encoder.spec.max_tokens * MAX_TEXT_CHARS_PER_TOKEN
+        limit = self._max_chars
         keys = [cache.key(text) for text in texts]
         found: dict[bytes, CachedText] = {}
         missing: dict[bytes, str] = {}
@@ -172,17 +189,18 @@ class Embedder:
             return Encoded(vectors)
         return Encoded(vectors, [entry.tokens for key in keys if (entry := found[key]).tokens is not None])
 
-    @contextlib.contextmanager
-    def asking(self) -> Iterator[None]:
+    def asking(self) -> contextlib.AbstractContextManager[None]:
         """To be held by whoever embeds a query and works on with it, from before the one until after the other."""
+        return self._askers
+
+    def _one_asks(self) -> None:
         self._asking += 1
-        try:
-            yield
-        finally:
-            self._asking -= 1
-            if self._gathering and self._gathered:
-                with self._work:
-                    self._work.notify()
+
+    def _one_leaves(self) -> None:
+        self._asking -= 1
+        if self._gathering and self._gathered:
+            with self._work:
+                self._work.notify()
 
     def share(self, shared: SharedEmbeddings) -> None:
         """Use what other nodes have computed, from now on."""
