@@ -11,7 +11,7 @@ import math
 import secrets
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import msgspec
@@ -258,6 +258,7 @@ def new_id(prefix: str, agent_id: str, now_ms: int, separator: str = "_") -> str
     return f"{prefix}_{agent_tag(agent_id)}{separator}{now_ms:011x}{secrets.token_hex(5)}"
 
 
+@lru_cache(maxsize=1024)
 def agent_space(agent_id: str) -> str:
     """The checked namespace of an agent. Raises InvalidRequestError naming ``agent_id``."""
     check_id(agent_id, "agent_id", limit=200)

@@ -174,14 +174,14 @@ class _ShownBody(msgspec.Struct, array_like=True, gc=False):
 
 
 _EPISODIC = MemoryType.EPISODIC.value
-_SHOWN = msgspec.msgpack.Decoder(_ShownBody)
+_decode_shown = msgspec.msgpack.Decoder(_ShownBody).decode
 
 
 def shown_in(body: bytes) -> Shown:
     """The visible fields of an encoded document. Vectors and tokens, nine tenths of a body, are passed over, not copied: an
     answer decodes as many bodies as it holds memories. Raises CorruptionError when the bytes are no document."""
     try:
-        return _SHOWN.decode(body).fields
+        return _decode_shown(body).fields
     except msgspec.MsgspecError as error:
         raise CorruptionError(f"row body cannot be decoded as a memory: {error}") from error
 
