@@ -87,17 +87,19 @@ class EmbedderStats(msgspec.Struct, frozen=True):
 
 
 class _Askers(contextlib.AbstractContextManager[None]):
-    """One for all who ask: it holds nothing of its own, and a generator for each would cost more than what it counts."""
+    """Counts who asks. One for all: a generator for each would cost more than the counting. ``left`` is called whenever one
+    has left."""
 
-    def __init__(self, enter: Callable[[], None], leave: Callable[[], None]) -> None:
-        self._enter = enter
-        self._leave = leave
+    def __init__(self, left: Callable[[], None]) -> None:
+        self.count = 0
+        self._left = left
 
     def __enter__(self) -> None:
-        self._enter()
+        self.count += 1
 
     def __exit__(self, *_: object) -> None:
-        self._leave()
+        self.count -= 1
+        self._left()
 
 
 class Embedder:
@@ -129,8 +131,7 @@ class Embedder:
         self._looking: set[asyncio.Task[None]] = set()
         self._encoding = False
         self._gathering = False
-        self._askers = _Askers(self._one_asks, self._one_leaves)
-        self._asking = 0
+        self._askers = _Askers(self._asker_left)
         """Of the event loop; the inference thread only looks at it."""
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
@@ -193,11 +194,7 @@ class Embedder:
         """To be held by whoever embeds a query and works on with it, from before the one until after the other."""
         return self._askers
 
-    def _one_asks(self) -> None:
-        self._asking += 1
-
-    def _one_leaves(self) -> None:
-        self._asking -= 1
+    def _asker_left(self) -> None:
         if self._gathering and self._gathered:
             with self._work:
                 self._work.notify()
@@ -292,7 +289,7 @@ class Embedder:
     def _gathered(self) -> bool:
         """Whether nothing is won by waiting for more queries: half of the askers wait for the model, or passages do."""
         queries, stored = self._queues[TextKind.QUERY], self._queues[TextKind.PASSAGE]
-        return 2 * queries.texts >= self._asking or stored.texts > 0
+        return 2 * queries.texts >= self._askers.count or stored.texts > 0
 
     @property
     def _is_busy(self) -> bool:

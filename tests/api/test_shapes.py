@@ -8,7 +8,9 @@ from dakera_cluster.api import shapes
 from dakera_cluster.memory.services import BatchRecalled, Recalled
 from dakera_cluster.model.memories import Memory, ScoredMemory
 
-MEMORY = Memory("m", 'says "tea"', "ann", "_dakera_agent_ann", tags=["x"], metadata={"memory": {"score": 2}}, created_at=7)
+MEMORY = Memory(
+    "m", 'says "tea"', "ann", "_dakera_agent_ann", tags=["x"], metadata={"memory": {"score": 2}}, created_at=7
+)
 FIELDS = list(Memory.__struct_fields__)
 
 
