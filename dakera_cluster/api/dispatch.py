@@ -9,7 +9,7 @@ aiohttp's low-level server: that has no table of its own, no middlewares and no 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 
 from aiohttp import hdrs, web
 
@@ -48,18 +48,23 @@ class Dispatcher:
         else:
             self._literal[method, path] = endpoint
 
-    async def handle(self, http: web.BaseRequest) -> web.StreamResponse:
+    def handle(self, http: web.BaseRequest) -> Awaitable[web.StreamResponse]:
         """Answer a request. Raises HTTPExpectationFailed, which aiohttp answers."""
-        if hdrs.EXPECT in http.headers:
-            await _go_on(http)
+        return self._ask_for_body(http) if hdrs.EXPECT in http.headers else self._answer(http)
+
+    async def _ask_for_body(self, http: web.BaseRequest) -> web.StreamResponse:
+        await _go_on(http)
+        return await self._answer(http)
+
+    def _answer(self, http: web.BaseRequest) -> Awaitable[web.StreamResponse]:
         method, path = http.method, http.rel_url.path_safe
         endpoint = self._literal.get((method, path))
         if endpoint is not None:
-            return await endpoint.handle(http, _NO_PARAMETERS)
+            return endpoint.handle(http, _NO_PARAMETERS)
         found = self._find(method, path)
         if found is None:
-            return await self._fallback.handle(http)
-        return await found[0].handle(http, found[1])
+            return self._fallback.handle(http)
+        return found[0].handle(http, found[1])
 
     def _find(self, method: str, path: str) -> tuple[Endpoint, Mapping[str, str]] | None:
         beginning = path

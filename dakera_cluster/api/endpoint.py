@@ -93,7 +93,10 @@ class Endpoint:
                 admitted = True
             answer = await self._work(http, path, exchange)
             if not isinstance(answer, EventStream):
-                return await exchange.succeed(answer)
+                body, head = exchange.encoded(answer)
+                if len(body) >= runtime.settings.compress_min_bytes:
+                    body, head = await exchange.packed(body, head)
+                return exchange.succeed(body, head)
             response = await answer.open(exchange.stream_headers())
         except DakeraError as error:
             return exchange.fail(error)
@@ -112,6 +115,7 @@ class Endpoint:
         """The handler's answer. Raises the errors of the tree."""
         runtime = self._runtime
         settings = runtime.settings
+        aside = settings.decode_off_loop_bytes
         identity = await self._identify(http, exchange)
         reader = BodyReader(
             runtime.admission, limit_bytes=settings.max_body_bytes, off_loop_bytes=settings.compress_off_loop_bytes
@@ -123,7 +127,7 @@ class Endpoint:
             try:
                 data = await reader.read(http) if self._takes_body else b""
                 reading = False
-                body = await self._decode(http, data)
+                body = await self._decode_aside(http, data) if len(data) >= aside else self._decode(http, data)
                 if path:
                     _check_path(path)
                 query = decode_query(http.query, self.route.query) if self.route.query is not None else None
@@ -166,7 +170,10 @@ class Endpoint:
             require_unpinned(identity)
         return identity
 
-    async def _decode(self, http: web.BaseRequest, data: bytes) -> Any:
+    async def _decode_aside(self, http: web.BaseRequest, data: bytes) -> Any:
+        return await asyncio.to_thread(self._decode, http, data)
+
+    def _decode(self, http: web.BaseRequest, data: bytes) -> Any:
         if not self._takes_json:
             return None
         if data and not _is_json(http.headers.get(_CONTENT_TYPE)):
@@ -174,8 +181,6 @@ class Endpoint:
                 f"Content-Type: expected {JSON}, got {http.headers.get(_CONTENT_TYPE)!r}",
                 details={"field": "Content-Type"},
             )
-        if len(data) >= self._runtime.settings.decode_off_loop_bytes:
-            return await asyncio.to_thread(self._decoder.decode, data)
         return self._decoder.decode(data)
 
     def _namespace(self, path: Mapping[str, str], body: Any, query: Any) -> str | None:
@@ -284,28 +289,26 @@ class Exchange:
         pairs = (line.split(": ", 1) for line in self._headers().splitlines())
         return CIMultiDict((name, value) for name, value in pairs)
 
-    async def succeed(self, answer: Any) -> web.StreamResponse:
-        head = self._headers()
+    def encoded(self, answer: Any) -> tuple[bytes, str]:
+        """Body and header lines of an answer."""
         if isinstance(answer, Raw):
-            body = answer.body
-            head += header_lines({"Content-Type": answer.content_type, **answer.headers})
-        else:
-            body = self._runtime.encode(answer)
-            head += _JSON_LINE
-        settings = self._runtime.settings
-        if len(body) >= settings.compress_min_bytes:
-            head += "Vary: Accept-Encoding\r\n"
-            encoding = content.accepted_encoding(self._http.headers.get(_ACCEPT_ENCODING, "")[:256])
-            if encoding is not None:
-                head += f"Content-Encoding: {encoding}\r\n"
-                body = await self._packed(body, encoding, settings.compress_off_loop_bytes)
-        return self._respond(_HTTP_OK, body, head)
+            more = header_lines({"Content-Type": answer.content_type, **answer.headers})
+            return answer.body, self._headers() + more
+        return self._runtime.encode(answer), self._headers() + _JSON_LINE
 
-    @staticmethod
-    async def _packed(body: bytes, encoding: str, off_loop_bytes: int) -> bytes:
-        if len(body) >= off_loop_bytes:
-            return await asyncio.to_thread(content.pack, body, encoding)
-        return content.pack(body, encoding)
+    async def packed(self, body: bytes, head: str) -> tuple[bytes, str]:
+        """The same, compressed as the client accepts it."""
+        head += "Vary: Accept-Encoding\r\n"
+        encoding = content.accepted_encoding(self._http.headers.get(_ACCEPT_ENCODING, "")[:256])
+        if encoding is None:
+            return body, head
+        head += f"Content-Encoding: {encoding}\r\n"
+        if len(body) >= self._runtime.settings.compress_off_loop_bytes:
+            return await asyncio.to_thread(content.pack, body, encoding), head
+        return content.pack(body, encoding), head
+
+    def succeed(self, body: bytes, head: str) -> Reply:
+        return self._respond(_HTTP_OK, body, head)
 
     def fail(self, error: DakeraError, **more: str) -> Reply:
         if isinstance(error, (OverloadedError, RateLimitedError, PayloadTooLargeError)):

@@ -12,8 +12,9 @@ import re
 import time
 from collections.abc import Mapping
 from email.utils import formatdate
+from functools import lru_cache
 
-from aiohttp import ClientConnectionResetError, HttpVersion10, HttpVersion11, web
+from aiohttp import ClientConnectionResetError, HttpVersion, HttpVersion10, HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
 
 _FORBIDDEN = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
@@ -51,8 +52,7 @@ class Reply(web.StreamResponse):
         elif version == HttpVersion11:
             connection = "Connection: close\r\n"
         head = (
-            f"HTTP/{version.major}.{version.minor} {status} {self.reason}\r\n"
-            f"{self._head}{length}Date: {_now()}\r\n{connection}\r\n"
+            f"{_status_line(version, status, self.reason)}{self._head}{length}Date: {_now()}\r\n{connection}\r\n"
         ).encode()
         if request.method == "HEAD" or status == _HTTP_NO_CONTENT:
             transport.write(head)
@@ -63,6 +63,11 @@ class Reply(web.StreamResponse):
 
     async def write_eof(self, data: bytes = b"") -> None:
         """Nothing: all was sent."""
+
+
+@lru_cache(maxsize=256)
+def _status_line(version: HttpVersion, status: int, reason: str) -> str:
+    return f"HTTP/{version.major}.{version.minor} {status} {reason}\r\n"
 
 
 class _Now:

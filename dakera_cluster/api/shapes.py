@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from dakera_cluster.api.compat import Client
 from dakera_cluster.memory.services import (
@@ -27,7 +28,7 @@ from dakera_cluster.memory.services import (
 from dakera_cluster.model.keys import KeyInfo, KeyUsage, Scope
 from dakera_cluster.model.memories import Memory, ScoredMemory, Session
 
-_encode = msgspec.json.Encoder().encode
+_fields = msgspec.structs.astuple
 LISTED_SCORE = 1.0
 """Score of a memory that was listed, not searched for."""
 KEY_WARNING = "Store this key now: it cannot be shown again."
@@ -40,40 +41,37 @@ def iso_time(seconds: float | None) -> str | None:
 # -- memories ---------------------------------------------------------------------------------------------------------
 
 
-class _Scores(msgspec.Struct, omit_defaults=True, gc=False):
-    """What stands beside a memory that was found."""
+class RecalledMemory(Memory, gc=False):
+    """A memory that was found: flat fields, the same object under ``memory``, and the scores that are known."""
 
-    score: float
-    weighted_score: float | None = None
-    smart_score: float | None = None
-    vector_score: float | None = None
-    text_score: float | None = None
-    explain: dict[str, Any] | None = None
-    depth: int | None = None
+    memory: Memory | UnsetType = UNSET
+    score: float = LISTED_SCORE
+    weighted_score: float | UnsetType = UNSET
+    smart_score: float | UnsetType = UNSET
+    vector_score: float | UnsetType = UNSET
+    text_score: float | UnsetType = UNSET
+    explain: dict[str, Any] | UnsetType = UNSET
 
 
-def recalled_memory(found: ScoredMemory) -> msgspec.Raw:
-    """Flat fields and the same object under ``memory``; encoded once and spliced, because recall is the hot path."""
-    inner = _encode(found.memory)
-    flat = inner[:-1]
-    scores = _encode(
-        _Scores(
-            found.score,
-            found.weighted_score,
-            found.smart_score,
-            found.vector_score,
-            found.text_score,
-            found.explain,
-            found.depth,
-        )
+def recalled_memory(found: ScoredMemory) -> RecalledMemory:
+    memory = found.memory
+    weighted, smart = found.weighted_score, found.smart_score
+    vector, text, explain = found.vector_score, found.text_score, found.explain
+    # By position, and one object for the encoder's one pass over the whole answer: recall is the hot path.
+    return RecalledMemory(
+        *_fields(memory),
+        memory,
+        found.score,
+        UNSET if weighted is None else weighted,
+        UNSET if smart is None else smart,
+        UNSET if vector is None else vector,
+        UNSET if text is None else text,
+        UNSET if explain is None else explain,
     )
-    if found.depth is not None:
-        inner = flat + b',"depth":%d}' % found.depth
-    return msgspec.Raw(b'%b,"memory":%b,%b' % (flat, inner, scores[1:]))
 
 
-def listed_memory(memory: Memory) -> msgspec.Raw:
-    return recalled_memory(ScoredMemory(memory=memory, score=LISTED_SCORE))
+def listed_memory(memory: Memory) -> RecalledMemory:
+    return RecalledMemory(*_fields(memory), memory)
 
 
 def recalled(answer: Recalled) -> dict[str, Any]:
@@ -92,7 +90,7 @@ def recalled(answer: Recalled) -> dict[str, Any]:
     return out
 
 
-def listed(answer: BatchRecalled) -> list[msgspec.Raw]:
+def listed(answer: BatchRecalled) -> list[RecalledMemory]:
     return [listed_memory(memory) for memory in answer.memories]
 
 

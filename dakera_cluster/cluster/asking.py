@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Coroutine, Sequence
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -64,7 +64,7 @@ class Hedge:
 class Transport(Protocol):
     """Carries one request to one node."""
 
-    async def call(self, node: NodeId, request: ops.Request) -> ops.Answer:
+    def call(self, node: NodeId, request: ops.Request) -> Coroutine[Any, Any, ops.Answer]:
         """The node's answer. Raises the errors of `model.errors`, ServiceUnavailableError when it cannot be reached."""
         ...
 
@@ -96,10 +96,11 @@ class Asker:
             return answer
         raise ServiceUnavailableError(f"shard {shard} is moving: its map kept changing")
 
-    async def first(self, nodes: Sequence[NodeId], request: ops.Request) -> ops.Answer:
+    def first(self, nodes: Sequence[NodeId], request: ops.Request) -> Coroutine[Any, Any, ops.Answer]:
         """The first good answer, asking one node after the other. Raises the best node's error when none gives one."""
-        if len(nodes) == 1:
-            return await self._transport.call(nodes[0], request)
+        return self._transport.call(nodes[0], request) if len(nodes) == 1 else self._hedged(nodes, request)
+
+    async def _hedged(self, nodes: Sequence[NodeId], request: ops.Request) -> ops.Answer:
         waiting: dict[asyncio.Task[ops.Answer], NodeId] = {}
         errors: list[DakeraError] = []
         try:

@@ -6,7 +6,8 @@ cluster: the first leader publishes it, and moves begin from there. Called by th
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from dakera_cluster.cluster.holdings import Holdings
 from dakera_cluster.cluster.maps import Maps
@@ -21,11 +22,11 @@ ALONE_EPOCH = 0
 class LocalTransport:
     """Requests to this node's own replicas."""
 
-    def __init__(self, handle: Callable[[ops.Request], Awaitable[ops.Answer]]) -> None:
+    def __init__(self, handle: Callable[[ops.Request], Coroutine[Any, Any, ops.Answer]]) -> None:
         self._handle = handle
 
-    async def call(self, node: NodeId, request: ops.Request) -> ops.Answer:
-        return await self._handle(request)
+    def call(self, node: NodeId, request: ops.Request) -> Coroutine[Any, Any, ops.Answer]:
+        return self._handle(request)
 
 
 async def be_alone(

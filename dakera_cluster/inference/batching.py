@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from dakera_cluster.inference.encoding import TokenVectors
 from dakera_cluster.inference.models import TextKind
+from dakera_cluster.promise import Promise
 
 CHARS_PER_TOKEN = 4
 """A guess good enough to size a slice before it is tokenised."""
@@ -41,7 +42,7 @@ class Job:
 
     def __init__(self, texts: list[str], kind: TextKind, tokens: bool, dimension: int) -> None:
         self.loop = asyncio.get_running_loop()
-        self.done: asyncio.Future[None] = self.loop.create_future()
+        self.done: Promise[None] = Promise(loop=self.loop)
         self.texts = texts
         self.kind = kind
         self.tokens = tokens
@@ -52,15 +53,14 @@ class Job:
         self.dropped = False
         self.given = False  # filled from what another node computed
         # In order of length, so that what is taken together pads little; the longest first, to be popped from the end.
-        self.pending = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
+        self.pending = sorted(range(len(texts)), key=lambda index: -len(texts[index])) if len(texts) > 1 else [0]
 
     def settle(self, error: Exception | None = None) -> None:
         """Ends the wait. On the event loop."""
-        if not self.done.done():
-            if error is None:
-                self.done.set_result(None)
-            else:
-                self.done.set_exception(error)
+        if error is None:
+            self.done.settle(None)
+        else:
+            self.done.fail(error)
 
 
 class JobQueue:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,8 +21,7 @@ ENTRY_OVERHEAD_BYTES = 400
 """Key, ordered-dict slot and array headers of one entry, about; counted so that many small entries keep to the bound."""
 
 
-@dataclass(frozen=True, slots=True)
-class CachedText:
+class CachedText(msgspec.Struct, frozen=True, gc=False):
     """float32[d] and, when they were asked for, the token vectors."""
 
     vector: NDArray[np.float32]
@@ -36,7 +35,8 @@ class CachedText:
 class EmbeddingCache:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._entries: OrderedDict[bytes, CachedText] = OrderedDict()
+        self._entries: OrderedDict[bytes, tuple[CachedText, int]] = OrderedDict()
+        """Each with its bytes: they are wanted again when it goes."""
         self.nbytes = 0
 
     def __len__(self) -> int:
@@ -48,18 +48,19 @@ class EmbeddingCache:
 
     def get(self, key: bytes, tokens: bool) -> CachedText | None:
         """The entry, if it holds what is asked for: one made without token vectors does not answer for them."""
-        entry = self._entries.get(key)
-        if entry is None or (tokens and entry.tokens is None):
+        found = self._entries.get(key)
+        if found is None or (tokens and found[0].tokens is None):
             return None
         self._entries.move_to_end(key)
-        return entry
+        return found[0]
 
     def put(self, key: bytes, entry: CachedText) -> None:
         previous = self._entries.pop(key, None)
         if previous is not None:
-            self.nbytes -= previous.nbytes
-        self._entries[key] = entry
-        self.nbytes += entry.nbytes
+            self.nbytes -= previous[1]
+        size = entry.nbytes
+        self._entries[key] = (entry, size)
+        self.nbytes += size
         while self.nbytes > self._max_bytes:
-            _, evicted = self._entries.popitem(last=False)
-            self.nbytes -= evicted.nbytes
+            _, (_, evicted) = self._entries.popitem(last=False)
+            self.nbytes -= evicted

@@ -22,7 +22,7 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -86,6 +86,22 @@ class EmbedderStats(msgspec.Struct, frozen=True):
     cache_bytes: int
 
 
+class _Askers(contextlib.AbstractContextManager[None]):
+    """Counts who asks. One for all: a generator for each would cost more than the counting. ``left`` is called whenever one
+    has left."""
+
+    def __init__(self, left: Callable[[], None]) -> None:
+        self.count = 0
+        self._left = left
+
+    def __enter__(self) -> None:
+        self.count += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.count -= 1
+        self._left()
+
+
 class Embedder:
     """A model that is there. See the module's docstring for how it runs."""
 
@@ -100,6 +116,8 @@ class Embedder:
         self.dimension = encoder.dimension
         self.fingerprint = encoder.fingerprint
         """Names model, precision and files; rows carry it, so that vectors of different models never meet."""
+        self._max_chars = encoder.spec.max_tokens * MAX_TEXT_CHARS_PER_TOKEN
+        """Of a text that go to the model."""
         self._reserved_tokens = len(encoder.tokenize([""], TextKind.PASSAGE)[0])
         self._queues = {
             TextKind.QUERY: JobQueue(settings.max_queued_queries, settings.max_queued_chars),
@@ -113,7 +131,7 @@ class Embedder:
         self._looking: set[asyncio.Task[None]] = set()
         self._encoding = False
         self._gathering = False
-        self._asking = 0
+        self._askers = _Askers(self._asker_left)
         """Of the event loop; the inference thread only looks at it."""
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
@@ -135,7 +153,7 @@ class Embedder:
         """
         self._asked[kind] += len(texts)
         cache = self._caches[kind]
-        limit = self._encoder.spec.max_tokens * MAX_TEXT_CHARS_PER_TOKEN
+        limit = self._max_chars
         keys = [cache.key(text) for text in texts]
         found: dict[bytes, CachedText] = {}
         missing: dict[bytes, str] = {}
@@ -172,17 +190,14 @@ class Embedder:
             return Encoded(vectors)
         return Encoded(vectors, [entry.tokens for key in keys if (entry := found[key]).tokens is not None])
 
-    @contextlib.contextmanager
-    def asking(self) -> Iterator[None]:
+    def asking(self) -> contextlib.AbstractContextManager[None]:
         """To be held by whoever embeds a query and works on with it, from before the one until after the other."""
-        self._asking += 1
-        try:
-            yield
-        finally:
-            self._asking -= 1
-            if self._gathering and self._gathered:
-                with self._work:
-                    self._work.notify()
+        return self._askers
+
+    def _asker_left(self) -> None:
+        if self._gathering and self._gathered:
+            with self._work:
+                self._work.notify()
 
     def share(self, shared: SharedEmbeddings) -> None:
         """Use what other nodes have computed, from now on."""
@@ -274,7 +289,7 @@ class Embedder:
     def _gathered(self) -> bool:
         """Whether nothing is won by waiting for more queries: half of the askers wait for the model, or passages do."""
         queries, stored = self._queues[TextKind.QUERY], self._queues[TextKind.PASSAGE]
-        return 2 * queries.texts >= self._asking or stored.texts > 0
+        return 2 * queries.texts >= self._askers.count or stored.texts > 0
 
     @property
     def _is_busy(self) -> bool:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import msgspec
@@ -183,8 +183,8 @@ class Core:
             what = f"agent_id: agent {agent!r}" if agent is not None else f"namespace: namespace {namespace!r}"
             raise NamespaceNotFoundError(f"{what} does not exist", details={"namespace": namespace})
 
-    async def embed(self, texts: Sequence[str], kind: TextKind, *, tokens: bool = False) -> Encoded:
-        return await self.embedder.embed(texts, kind, tokens)
+    def embed(self, texts: Sequence[str], kind: TextKind, *, tokens: bool = False) -> Awaitable[Encoded]:
+        return self.embedder.embed(texts, kind, tokens)
 
     async def embed_documents(self, documents: Sequence[dict[str, Any]]) -> None:
         """Set the embedded fields of memories from their text and metadata, in one pass over all their passages.
@@ -258,6 +258,7 @@ def new_id(prefix: str, agent_id: str, now_ms: int, separator: str = "_") -> str
     return f"{prefix}_{agent_tag(agent_id)}{separator}{now_ms:011x}{secrets.token_hex(5)}"
 
 
+@lru_cache(maxsize=1024)
 def agent_space(agent_id: str) -> str:
     """The checked namespace of an agent. Raises InvalidRequestError naming ``agent_id``."""
     check_id(agent_id, "agent_id", limit=200)

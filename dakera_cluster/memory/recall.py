@@ -62,57 +62,54 @@ class Recaller:
 
     async def recall(self, agent_id: str, query: RecallQuery) -> Recalled:
         """The best memories for a question; counts as their use."""
-        recalled = await self._find(agent_id, query, check_top_k(query.top_k, DEFAULT_RECALL_TOP_K), rerank=True)
+        recalled = await self._found(agent_id, query, check_top_k(query.top_k, DEFAULT_RECALL_TOP_K), rerank=True)
         self._notes.note(agent_space(agent_id), [found.memory.id for found in recalled.memories])
         self._core.events.recalled(agent_id, (found.memory for found in recalled.memories))
         return recalled
 
     async def search(self, agent_id: str, query: RecallQuery) -> Recalled:
         """Like recall, without being a use."""
-        return await self._find(agent_id, query, check_top_k(query.top_k, DEFAULT_SEARCH_TOP_K), rerank=False)
-
-    async def _find(self, agent_id: str, query: RecallQuery, k: int, *, rerank: bool) -> Recalled:
-        with self._core.embedder.asking():
-            return await self._found(agent_id, query, k, rerank=rerank)
+        return await self._found(agent_id, query, check_top_k(query.top_k, DEFAULT_SEARCH_TOP_K), rerank=False)
 
     async def _found(self, agent_id: str, query: RecallQuery, k: int, *, rerank: bool) -> Recalled:
-        namespace = agent_space(agent_id)
-        where = self._check(query)
-        crossed = query.rerank in CROSS_ENCODER_SPELLINGS
-        wanted = self._cross.wanted(k) if crossed else k
-        options = self._options(query, wanted, rerank=rerank)
-        started = time.perf_counter()
-        asked = await self._features(query.query, options.routing)
-        embedded = time.perf_counter()
-        vector = None if asked.vector is None else vector_bytes(asked.vector)
-        token_ids, token_vectors = asked.token_ids.tolist(), asked.token_vectors.astype("<f2").tobytes()
-        now_ms = self._core.now_ms()
-        neighbours = query.neighborhood is True
+        with self._core.embedder.asking():
+            namespace = agent_space(agent_id)
+            where = self._check(query)
+            crossed = query.rerank in CROSS_ENCODER_SPELLINGS
+            wanted = self._cross.wanted(k) if crossed else k
+            options = self._options(query, wanted, rerank=rerank)
+            started = time.perf_counter()
+            asked = await self._features(query.query, options.routing)
+            embedded = time.perf_counter()
+            vector = None if asked.vector is None else vector_bytes(asked.vector)
+            token_ids, token_vectors = asked.token_ids.tolist(), asked.token_vectors.astype("<f2").tobytes()
+            now_ms = self._core.now_ms()
+            neighbours = query.neighborhood is True
 
-        def request(shard: int, version: int) -> ops.Request:
-            return ops.Recall(
-                shard, version, namespace, now_ms, wanted, query.query, vector, token_ids, token_vectors, where, options,
-                neighbours,
-            )  # fmt: skip
+            def request(shard: int, version: int) -> ops.Request:
+                return ops.Recall(
+                    shard, version, namespace, now_ms, wanted, query.query, vector, token_ids, token_vectors, where, options,
+                    neighbours,
+                )  # fmt: skip
 
-        hits = await self._core.router.search(namespace, request, wanted)
-        if hits.searched == 0:
-            await self._core.require(namespace)
-        best, report = hits.hits, plain_report(hits)
-        found = time.perf_counter()
-        if crossed:
-            best, report = await self._cross.reranked(query.query, hits, k)
-            hits.timings_us[FEATURE] = int((time.perf_counter() - found) * 1e6)
-        return Recalled(
-            memories=list(map(_scored, best, self._core.memories_of_hits(agent_id, best))),
-            total_found=len(best),
-            associated=[] if query.include_associated else None,
-            context=self._core.memories_of_hits(agent_id, hits.extra) if neighbours else None,
-            query_embedding_time_ms=(embedded - started) * 1000,
-            search_time_ms=(time.perf_counter() - embedded) * 1000,
-            explain=self._explanation(hits, asked, report) if query.explain else None,
-            rerank_report=report,
-        )
+            hits = await self._core.router.search(namespace, request, wanted)
+            if hits.searched == 0:
+                await self._core.require(namespace)
+            best, report = hits.hits, plain_report(hits)
+            found = time.perf_counter()
+            if crossed:
+                best, report = await self._cross.reranked(query.query, hits, k)
+                hits.timings_us[FEATURE] = int((time.perf_counter() - found) * 1e6)
+            return Recalled(
+                memories=list(map(_scored, best, self._core.memories_of_hits(agent_id, best))),
+                total_found=len(best),
+                associated=[] if query.include_associated else None,
+                context=self._core.memories_of_hits(agent_id, hits.extra) if neighbours else None,
+                query_embedding_time_ms=(embedded - started) * 1000,
+                search_time_ms=(time.perf_counter() - embedded) * 1000,
+                explain=self._explanation(hits, asked, report) if query.explain else None,
+                rerank_report=report,
+            )
 
     async def _features(self, text: str, routing: Routing) -> QueryFeatures:
         now_s = self._core.now_ms() / 1000
@@ -127,7 +124,7 @@ class Recaller:
 
     def _options(self, query: RecallQuery, k: int, *, rerank: bool) -> Options:
         """What the engine is told. Without an explicit ``rerank`` a single candidate list is returned in its own order."""
-        routing = Routing(query.routing or "auto")
+        routing = Routing(query.routing) if query.routing else Routing.AUTO
         if not self._core.settings.bm25_enabled and routing in (Routing.AUTO, Routing.HYBRID):
             routing = Routing.VECTOR
         if query.rerank is not None:

@@ -46,7 +46,7 @@ _Key = tuple[str, str]
 """Namespace and id of a memory."""
 
 
-class _Noted(msgspec.Struct):
+class _Noted(msgspec.Struct, gc=False):
     """Accesses of one memory that wait to be written, when the first was (ms since the epoch), and the total of earlier ones
     whose write failed or was cut off, 0 when there was none."""
 
@@ -82,11 +82,12 @@ class UsageNotes:
         now_ms = self._core.now_ms()
         pending = self._pending
         for row_id in ids:
-            noted = pending.get((namespace, row_id))
+            key = (namespace, row_id)
+            noted = pending.get(key)
             if noted is not None:
                 noted.count += 1
             elif len(pending) < MAX_PENDING:
-                pending[namespace, row_id] = _Noted(1, now_ms)
+                pending[key] = _Noted(1, now_ms)
 
     async def flush(self) -> None:
         """Write what is pending; on failure the counts stay pending."""

@@ -7,6 +7,7 @@ text, ``:`` ``.`` ``-`` ``_`` ``@`` and spaces included) and what is refused is 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NewType
 
 import xxhash
@@ -73,6 +74,7 @@ def partition_of(row_id: str, partitions: int) -> int:
     return xxhash.xxh64_intdigest(routing_part(row_id).encode()) % partitions
 
 
+@lru_cache(maxsize=1024)
 def shard_of(namespace: str, partition: int, shards: int) -> ShardId:
     """hash(namespace, partition) mod shards. Fixed for the life of a cluster."""
     return ShardId(xxhash.xxh64_intdigest(f"{namespace}\x00{partition}".encode()) % shards)

@@ -96,7 +96,6 @@ class ScoredMemory(msgspec.Struct, gc=False):
     smart_score: float | None = None
     vector_score: float | None = None
     text_score: float | None = None
-    depth: int | None = None
     explain: dict[str, Any] | None = None
 
 
@@ -184,7 +183,7 @@ class _PartedBody(msgspec.Struct, array_like=True, gc=False):
 
 
 _EPISODIC = MemoryType.EPISODIC.value
-_SHOWN = msgspec.msgpack.Decoder(_ShownBody)
+_decode_shown = msgspec.msgpack.Decoder(_ShownBody).decode
 _PARTED = msgspec.msgpack.Decoder(_PartedBody)
 _ENCODER = msgspec.msgpack.Encoder()
 
@@ -193,7 +192,7 @@ def shown_in(body: bytes) -> Shown:
     """The visible fields of an encoded document. Vectors and tokens, nine tenths of a body, are passed over, not copied: an
     answer decodes as many bodies as it holds memories. Raises CorruptionError when the bytes are no document."""
     try:
-        return _SHOWN.decode(body).fields
+        return _decode_shown(body).fields
     except msgspec.MsgspecError as error:
         raise CorruptionError(f"row body cannot be decoded as a memory: {error}") from error
 

@@ -152,4 +152,4 @@ def query_features(text: str, encoded: Encoded | None, rules: PieceRules, now_s:
     if tokens is None or tokens.floats is None or not len(tokens.ids):
         return QueryFeatures(text, vector, np.zeros((0, len(vector)), np.float32), np.zeros(0, np.int32), now_s)
     kept = rules.kept(tokens.ids, is_query=True)
-    return QueryFeatures(text, vector, tokens.floats[kept], tokens.ids[kept], now_s)
+    return QueryFeatures(text, vector, tokens.floats.take(kept, 0), tokens.ids.take(kept), now_s)

@@ -4,9 +4,9 @@ Every namespace belongs to one lane, and everything that touches its views (load
 views need no locks, see changes in the order they were applied, and never block the event loop. One lane is right for two
 cores: the work is mostly numpy, which holds the interpreter between its kernels.
 
-A call costs its lane one queue entry and one future. (A ThreadPoolExecutor makes two futures, a condition and a wake-up of
+A call costs its lane one queue entry and one promise. (A ThreadPoolExecutor makes two futures, a condition and a wake-up of
 the event loop for each call: as much as the loop's whole part of a search.) Results that are ready together are handed over
-in one wake-up. Confined to one event loop. Called by `shard.host`.
+in one wake-up, and who waits for them goes on in it. Confined to one event loop. Called by `shard.host`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from typing import Any, TypeVar
 import xxhash
 
 from dakera_cluster.model.errors import OverloadedError
+from dakera_cluster.promise import Promise
 
 T = TypeVar("T")
 
 DEFAULT_LANES = 1
 DEFAULT_QUEUED_CALLS = 1024
 
-_Call = tuple[Callable[[], Any], "asyncio.Future[Any]"]
-_Result = tuple["asyncio.Future[Any]", Any, BaseException | None]
+_Call = tuple[Callable[[], Any], Promise[Any]]
+_Result = tuple[Promise[Any], Any, BaseException | None]
 
 
 class _Lane:
@@ -44,13 +45,13 @@ class _Lane:
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
-    def submit(self, call: Callable[[], T]) -> asyncio.Future[T]:
-        """On the event loop. A call whose future is cancelled before its turn does not run."""
+    def submit(self, call: Callable[[], T]) -> Promise[T]:
+        """On the event loop. A call whose promise is cancelled before its turn does not run."""
         if self._closed:
             raise RuntimeError("the lane is closed")
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._calls.put((call, future))
-        return future
+        promise: Promise[T] = Promise(loop=asyncio.get_running_loop())
+        self._calls.put((call, promise))
+        return promise
 
     def close(self) -> None:
         self._closed = True
@@ -59,34 +60,32 @@ class _Lane:
 
     def _work(self) -> None:
         while (entry := self._calls.get()) is not None:
-            call, future = entry
-            if future.cancelled():
+            call, promise = entry
+            if promise.cancelled():
                 continue
             try:
-                result: _Result = (future, call(), None)
+                result: _Result = (promise, call(), None)
             except BaseException as error:
-                result = (future, None, error)
+                result = (promise, None, error)
             self._results.append(result)
             # Said after the result is there, and unsaid before results are taken: none is left behind.
             if not self._told:
                 self._told = True
                 try:
-                    future.get_loop().call_soon_threadsafe(self._settle)
+                    promise.get_loop().call_soon_threadsafe(self._settle)
                 except RuntimeError:
                     self._told = False  # the loop is closed: nobody waits
             # What a call held must not live until the next one comes.
-            del entry, call, future, result
+            del entry, call, promise, result
 
     def _settle(self) -> None:
         self._told = False
         while self._results:
-            future, value, error = self._results.popleft()
-            if future.done():
-                continue  # cancelled while it ran
+            promise, value, error = self._results.popleft()
             if error is None:
-                future.set_result(value)
+                promise.settle(value)
             else:
-                future.set_exception(error)
+                promise.fail(error)
 
 
 class Lanes:
