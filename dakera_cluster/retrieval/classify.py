@@ -49,11 +49,13 @@ DIMENSION = 384
 
 
 class _Rows(NamedTuple):
-    """Every centroid: ``vectors``: float32[c, d], kind by kind, that of each beginning at its row in ``first``."""
+    """Every centroid: ``vectors``: float32[c, d], kind by kind, that of each beginning at its row in ``first``. ``factual``: the
+    place of FACTUAL among the ``kinds``."""
 
     margin: float
     kinds: list[QuestionKind]
-    first: list[int]
+    factual: int
+    first: NDArray[np.int64]
     vectors: NDArray[np.float32]
 
 
@@ -63,8 +65,9 @@ def _centroids() -> _Rows:
     found = msgspec.json.decode(data, type=Centroids)
     kinds = sorted(found.vectors)
     parts = [np.frombuffer(base64.b64decode(found.vectors[kind]), dtype="<f2").reshape(-1, DIMENSION) for kind in kinds]
-    first = [0, *accumulate(len(part) for part in parts)][:-1]
-    return _Rows(found.margin, kinds, first, np.concatenate(parts).astype(np.float32))
+    first = np.array([0, *accumulate(len(part) for part in parts)][:-1])
+    vectors = np.concatenate(parts).astype(np.float32)
+    return _Rows(found.margin, kinds, kinds.index(QuestionKind.FACTUAL), first, vectors)
 
 
 def classify(vector: NDArray[np.float32] | None, time: QueryTime) -> QuestionKind:
@@ -72,11 +75,11 @@ def classify(vector: NDArray[np.float32] | None, time: QueryTime) -> QuestionKin
     centroid claims, is TEMPORAL."""
     best = QuestionKind.FACTUAL
     if vector is not None and len(vector) == DIMENSION:
-        margin, kinds, first, rows = _centroids()
-        near = dict(zip(kinds, np.maximum.reduceat(rows @ vector, first).tolist(), strict=True))
-        nearest = max(kinds, key=lambda kind: near[kind])
-        if near[nearest] >= near[QuestionKind.FACTUAL] + margin:
-            best = nearest
+        margin, kinds, factual, first, rows = _centroids()
+        near = np.maximum.reduceat(rows.dot(vector), first).tolist()
+        nearest = max(near)
+        if nearest >= near[factual] + margin:
+            best = kinds[near.index(nearest)]
     if best is QuestionKind.FACTUAL and (time.asks_when or time.is_bound):
         return QuestionKind.TEMPORAL
     return best
