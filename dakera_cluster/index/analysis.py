@@ -88,7 +88,9 @@ def query_terms(text: str) -> list[str]:
     if text.isascii():
         tokens = _ASCII.findall(text.lower())
     else:
-        tokens = [each.lower() if each.isascii() else each for each in _unicode_pattern().findall(text.replace("_", " "))]
+        tokens = [
+            each.lower() if each.isascii() else each for each in _unicode_pattern().findall(text.replace("_", " "))
+        ]
     known = _asked.get
     result: list[str] = []
     for key in tokens:

@@ -13,7 +13,7 @@ import base64
 from enum import StrEnum
 from functools import cache
 from importlib import resources
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import msgspec
@@ -49,13 +49,13 @@ DIMENSION = 384
 
 
 class _Rows(NamedTuple):
-    """Every centroid: ``vectors``: float32[c, d], kind by kind, that of each beginning at its row in ``first``. ``factual``: the
-    place of FACTUAL among the ``kinds``."""
+    """Every centroid: ``vectors``: float32[c, d], kind by kind, each in its part of ``parts``. ``factual``: the place of FACTUAL
+    among the ``kinds``."""
 
     margin: float
     kinds: list[QuestionKind]
     factual: int
-    first: NDArray[np.int64]
+    parts: list[slice]
     vectors: NDArray[np.float32]
 
 
@@ -64,10 +64,10 @@ def _centroids() -> _Rows:
     data = resources.files("dakera_cluster.retrieval").joinpath("shipped", CENTROIDS_FILE).read_bytes()
     found = msgspec.json.decode(data, type=Centroids)
     kinds = sorted(found.vectors)
-    parts = [np.frombuffer(base64.b64decode(found.vectors[kind]), dtype="<f2").reshape(-1, DIMENSION) for kind in kinds]
-    first = np.array([0, *accumulate(len(part) for part in parts)][:-1])
-    vectors = np.concatenate(parts).astype(np.float32)
-    return _Rows(found.margin, kinds, kinds.index(QuestionKind.FACTUAL), first, vectors)
+    rows = [np.frombuffer(base64.b64decode(found.vectors[kind]), dtype="<f2").reshape(-1, DIMENSION) for kind in kinds]
+    parts = [slice(first, last) for first, last in pairwise((0, *accumulate(map(len, rows))))]
+    vectors = np.concatenate(rows).astype(np.float32)
+    return _Rows(found.margin, kinds, kinds.index(QuestionKind.FACTUAL), parts, vectors)
 
 
 def classify(vector: NDArray[np.float32] | None, time: QueryTime) -> QuestionKind:
@@ -75,8 +75,9 @@ def classify(vector: NDArray[np.float32] | None, time: QueryTime) -> QuestionKin
     centroid claims, is TEMPORAL."""
     best = QuestionKind.FACTUAL
     if vector is not None and len(vector) == DIMENSION:
-        margin, kinds, factual, first, rows = _centroids()
-        near = np.maximum.reduceat(rows.dot(vector), first).tolist()
+        margin, kinds, factual, parts, rows = _centroids()
+        every = rows.dot(vector).tolist()
+        near = [max(every[part]) for part in parts]
         nearest = max(near)
         if nearest >= near[factual] + margin:
             best = kinds[near.index(nearest)]

@@ -139,8 +139,9 @@ class Evidence:
 
     @property
     def talk(self) -> Talk:
-        """Who stands beside whom; good until the next change."""
-        own = self.order.previous, self.order.next, self._columns["words"], self._columns["speaker"]
+        """Who stands beside whom, and by what equals are told apart; good until the next change."""
+        columns = self._columns
+        own = self.order.previous, self.order.next, columns["words"], columns["speaker"], columns["key"]
         if self._talk is None or not all(map(is_, self._talk.arrays, own)):
             self._talk = Talk(*own)
         return self._talk

@@ -74,9 +74,11 @@ _WHEN = re.compile(
 # relative expression and every question for a time one of these.
 _DATE_HINTS = (*"0123456789", *(name[:3] for name in _MONTHS))
 _SPAN_HINTS = ("day", "week", "month", "year", "tonight", "tomorrow")
-_WHEN_HINTS = ("when", "day", "week", "month", "year", "date", "time", "season", "how long", "how recently", "how often")
+_WHEN_HINTS = ("when", "date", "time", "season", "how long", "how recently", "how often")
+_HINTS = (*_DATE_HINTS, *_SPAN_HINTS, *_WHEN_HINTS)
 _DATE_HINT = re.compile("|".join((r"\d", *_DATE_HINTS)), re.IGNORECASE)
 _SPAN_HINT = re.compile("|".join(_SPAN_HINTS), re.IGNORECASE)
+_HINT = re.compile("|".join((r"\d", *_HINTS)), re.IGNORECASE)
 
 
 class PartialDate(msgspec.Struct, frozen=True):
@@ -107,10 +109,14 @@ class QueryTime(msgspec.Struct, frozen=True):
         return bool(self.dates or self.spans)
 
 
+_TIMELESS = QueryTime(False, (), ())
+
+
 def query_time(text: str, now_s: float) -> QueryTime:
     """The time a question asks for or names; relative expressions are resolved against ``now_s``."""
-    asks_when = _hints(text, _WHEN_HINTS, _WHEN) and _WHEN.search(text) is not None
-    return QueryTime(asks_when, partial_dates(text), relative_spans(text, day_of(now_s)))
+    if not _hints(text, _HINTS, _HINT):
+        return _TIMELESS
+    return QueryTime(_WHEN.search(text) is not None, partial_dates(text), relative_spans(text, day_of(now_s)))
 
 
 def _hints(text: str, parts: tuple[str, ...], pattern: re.Pattern[str]) -> bool:
