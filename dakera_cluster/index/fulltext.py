@@ -75,7 +75,7 @@ class FullTextIndex:
     @property
     def average_length(self) -> float:
         """Terms a document, 0 when there is none."""
-        return self._postings.total_length / max(1, self._postings.documents)
+        return self._postings.average_length
 
     @property
     def doc_lengths(self) -> np.ndarray:

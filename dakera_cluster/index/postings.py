@@ -121,6 +121,11 @@ class Postings:
             self._wide_lengths = self.lengths.astype(np.float64)
         return self._wide_lengths
 
+    @property
+    def average_length(self) -> float:
+        """Terms a document, 0 when there is none."""
+        return self.total_length / max(1, self.documents)
+
     def present(self) -> np.ndarray:
         """bool by slot: the slots that hold a document."""
         return np.asarray(self._home != ABSENT)
@@ -203,9 +208,8 @@ class Postings:
                 segments = [segment.arrays() for segment in self._segments.values()]
                 self._sealed = native.Segments(list(self._segments), segments)
             tail = self._tail_keys, self._tail_slots, self._tail_frequencies
-            self._lists = native.Lists(
-                self._sealed, self._home, tail, self._tail_size, self.wide_lengths, self.documents
-            )
+            every = self.wide_lengths, self.documents, self.average_length
+            self._lists = native.Lists(self._sealed, self._home, tail, self._tail_size, *every)
         return self._lists
 
     def terms_with_prefix(self, prefix: str, limit: int) -> list[str]:

@@ -404,7 +404,9 @@ class VectorIndex:
 
     def _query(self, query: np.ndarray, metric: Metric) -> np.ndarray:
         """The query as float32[d]; of unit length for the cosine, so that tiny and huge queries neither vanish nor burst."""
-        vector = np.asarray(query, dtype=np.float64).reshape(-1)
+        vector = np.asarray(query, dtype=np.float64)
+        if vector.ndim != 1:
+            vector = vector.reshape(-1)
         length = math.sqrt(vector.dot(vector))
         # Every component is within what the whole is.
         if not length <= MAX_COMPONENT or len(vector) != self.dimension:

@@ -15,6 +15,8 @@
 /* Sums of more values than this are made of halves. */
 #define SUMMED_AT_ONCE 128
 #define LANES 8
+/* Of candidates, as fuse writes them. */
+#define COLUMNS 5
 
 /* The postings of a question's terms, one term after another up to its end; found: room for a slot each. */
 typedef struct {
@@ -46,7 +48,7 @@ static long weigh_terms(const posting_lists *lists, const asked_terms *asked, co
     for (long term = 0; term < asked->terms; term++) {
         long holders = taken->ends[term] - start_of(taken, term);
         idf[term] = log(1 + (lists->documents - holders + 0.5) / (holders + 0.5));
-        if (asked->named[term] && holders > 0 && holders <= asked->rare_holders) rare[size++] = term;
+        if (asked->keys[asked->terms + term] && holders > 0 && holders <= asked->rare_holders) rare[size++] = term;
     }
     return size;
 }
@@ -96,8 +98,8 @@ static long score_words(const posting_lists *lists, const asked_terms *asked, co
     return held;
 }
 
-/* Fill words, whose arrays lie in room (Found in candidates.py knows how much that is). Returns how many memories were found,
-   NO_FIT as score_words does. */
+/* Fill words, whose arrays lie in room (Found in terms.py knows how much that is). Returns how many memories were found, NO_FIT
+   as score_words does. */
 static long find_words(const posting_lists *lists, const asked_terms *asked, const postings *taken, uint8_t *room,
                        word_scores *words) {
     long size = lists->size, terms = asked->terms;
@@ -121,13 +123,17 @@ static long take_named(const word_scores *words, const postings *taken, int64_t 
     return size;
 }
 
+/* The memories that hold a question's words, and those beside them, at most. */
+INLINED long beside_words(const outlook *far) {
+    return far->by_words + 2 * far->reach * (far->around < far->by_words ? far->around : far->by_words);
+}
+
 /* What look does once the words are found; slots and columns as there. */
 static long look_around(const talk_links *talk, const vector_rows *rows, const outlook *far, const postings *taken,
                         const float *vector, const uint8_t *allowed, long allowed_count, const int64_t *others,
                         long other_count, const fusion *how, const word_scores *words, int64_t *slots, double *columns) {
     long wanted = far->by_words < words->found ? far->by_words : words->found;
-    long sides = 2 * far->reach * (far->around < wanted ? far->around : wanted);
-    long most = wanted + sides + other_count, all = most + far->by_vector + far->by_name;
+    long most = beside_words(far) + other_count, all = most + far->by_vector + far->by_name;
     long held = words->terms ? taken->ends[words->terms - 1] : 0;
     int64_t *near = malloc((most + held + all + 1) * sizeof *near + all * sizeof(double));
     if (!near) return NO_MEMORY;
@@ -155,15 +161,20 @@ static long look_around(const talk_links *talk, const vector_rows *rows, const o
 
 /* The candidates of a question: the allowed memories by_words that hold its words best (BM25) and those beside them (spread), others,
    and, with rows, the ones by_vector nearest to its vector, and the ones by_name nearest among those that hold a rare
-   name. words: what its words say of each memory, in room. slots, without rows: as found, repeats included; else each once,
-   ascending, and columns: their cosines; with how, in the order of their fused scores, and columns as of fuse. Returns how
-   many, -1 without memory, -2 when a memory lies beyond the lengths or the keys. */
+   name. Returns how many, -1 without memory, -2 when a memory lies beyond the lengths or the keys.
+
+   room: 48 bytes a candidate, at most, then what Found asks for. It begins with the slots; without rows as found, repeats
+   included. With rows each stands once, in ascending order, and behind the room for slots lie their cosines; with how in the
+   order of their fused scores, and there lie their columns, as of fuse. words: what the words say of each memory. */
 long look(const posting_lists *lists, const talk_links *talk, const vector_rows *rows, const outlook *far,
           const asked_terms *asked, const float *vector, const uint8_t *allowed, long allowed_count, const int64_t *others,
-          long other_count, const fusion *how, uint8_t *room, word_scores *words, int64_t *slots, double *columns) {
+          long other_count, const fusion *how, uint8_t *room, word_scores *words) {
     postings taken;
     if (!take_postings(lists, asked, &taken)) return NO_MEMORY;
-    long size = find_words(lists, asked, &taken, room, words);
+    long most = beside_words(far) + far->by_vector + far->by_name + other_count;
+    int64_t *slots = (int64_t *)room;
+    double *columns = (double *)(slots + most);
+    long size = find_words(lists, asked, &taken, (uint8_t *)(columns + COLUMNS * most), words);
     if (size >= 0)
         size = look_around(talk, rows, far, &taken, vector, allowed, allowed_count, others, other_count, how, words, slots,
                            columns);

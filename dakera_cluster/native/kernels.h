@@ -118,11 +118,10 @@ typedef struct {
     double window_k1, window_b;
 } outlook;
 
-/* The terms of a question: their keys, and which are named (parts of names: rare when at most rare_holders hold them). BM25 weighs
-   a memory's frequencies against norm + norm_a_term * its length. */
+/* The terms of a question: their keys, and then which are named (parts of names: rare when at most rare_holders hold them). BM25
+   weighs a memory's frequencies against norm + norm_a_term * its length. */
 typedef struct {
     const uint64_t *keys;
-    const uint8_t *named;
     long terms;
     double k1, norm, norm_a_term, rare_holders;
 } asked_terms;
@@ -133,7 +132,7 @@ long fuse(const talk_links *talk, const word_scores *words, const fusion *how, c
           const double *cosines, long count, int64_t *ordered, double *columns);
 long look(const posting_lists *lists, const talk_links *talk, const vector_rows *rows, const outlook *far,
           const asked_terms *asked, const float *vector, const uint8_t *allowed, long allowed_count, const int64_t *others,
-          long other_count, const fusion *how, uint8_t *room, word_scores *words, int64_t *slots, double *columns);
+          long other_count, const fusion *how, uint8_t *room, word_scores *words);
 long best_hits(const int64_t *slots, const double *scores, long count, const uint8_t *allowed, long allowed_count,
                const uint64_t *keys, long key_count, long wanted, int64_t *places);
 void weighted_rows(const double *values, const double *weights, long rows, long count, double *sums);

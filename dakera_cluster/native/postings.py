@@ -45,7 +45,8 @@ def _width(array: np.ndarray) -> int:
 class Lists:
     """An inverted file as kernels read it. ``tail``: keys (uint64), slots (int32, -1 for the dead) and counts (uint16), of which
     the first ``tail_size`` are there. By slot: ``home`` (uint8), what a live one is at home in, and ``lengths`` (float64),
-    the terms of its memory. ``documents``: the live ones. Good for as long as its arrays are the owner's."""
+    the terms of its memory. ``documents``: the live ones, of ``average_length`` terms. Good for as long as its
+    arrays are the owner's."""
 
     def __init__(
         self,
@@ -55,10 +56,12 @@ class Lists:
         tail_size: int,
         lengths: np.ndarray,
         documents: int,
+        average_length: float,
     ) -> None:
         if tail_size > min(map(len, tail)):
             raise ValueError("a tail longer than its arrays")
-        self.lengths, self._segments = lengths, segments
+        self.lengths, self.documents, self.average_length = lengths, documents, average_length
+        self._segments = segments
         own = given(home, np.uint8), *map(given, tail, (np.uint64, np.int32, np.uint16)), given(lengths, np.float64)
         self._kept = own
         counts = segments.count, len(home), tail_size, len(lengths), documents

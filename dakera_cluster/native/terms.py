@@ -19,11 +19,12 @@ class Found:
 
     __slots__ = ("_room", "lengths", "room", "size", "struct", "terms")
 
-    def __init__(self, terms: int, lengths: NDArray[np.float64]) -> None:
-        """Room for it; ``room`` and ``struct`` are what the kernel fills. ``lengths``: float64[size], terms of each memory."""
+    def __init__(self, terms: int, lengths: NDArray[np.float64], before: int) -> None:
+        """``room`` and ``struct`` are what the kernel fills: behind as many bytes ``before``, which are for others. ``lengths``:
+        float64[size], terms of each memory."""
         self.terms, self.size, self.lengths = terms, len(lengths), lengths
         # Two cells a slot and one of none, two a term; a place by slot; a byte for each of both.
-        self._room = np.empty(16 * (1 + self.size + terms) + (4 + terms) * self.size, np.uint8)
+        self._room = np.empty(before + 16 * (1 + self.size + terms) + (4 + terms) * self.size, np.uint8)
         self.room = given(self._room, np.uint8)
         self.struct = allocated("word_scores", 1)
 
@@ -56,6 +57,10 @@ class Found:
     def rare(self) -> NDArray[np.int64]:
         """Those of the terms that are rare names."""
         return self._part(self.struct[0].rare, np.int64, self.struct[0].rare_count)
+
+    def others(self, dtype: type[np.generic], count: int, at: int) -> NDArray[Any]:
+        """What lies in the room of others from byte ``at`` on."""
+        return np.frombuffer(self._room, dtype, count, at)
 
     def _part(self, at: Any, dtype: type[np.generic], count: int) -> NDArray[Any]:
         return np.frombuffer(self._room, dtype, count, address(at) - address(self.room))

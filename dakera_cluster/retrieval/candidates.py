@@ -103,14 +103,15 @@ def candidates(
     lists, talk = view.text.lists, view.evidence.talk
     far = _outlook(size, routing is not Routing.VECTOR, settings.entity_vector_search)
     how = _general(options.fusion, options.vector_weight, settings.name_boost, routing)
+    by_ranks = options.fusion is Fusion.RRF and routing is Routing.HYBRID
     # What one pass over everything can do; the rest needs to know the candidates first.
-    at_once = how if time is None and options.iterations == 1 and not _by_ranks(options, routing) else None
+    at_once = how if time is None and options.iterations == 1 and not by_ranks else None
     if vectors is None or vector is None:
-        found, near, _ = native.look(lists, talk, None, far, asked, None, allowed, _NOTHING, None)
+        found, near, _ = native.look(lists, talk, None, far, asked, None, allowed, None, None)
         words, slots = WordScores(found), np.unique(near)
         cosine = np.full(len(slots), np.nan)
     else:
-        long = _by_passage(view, vector, size, allowed)
+        long = _by_passage(view, vector, size, allowed) if view.evidence.has_passages else None
 
         def look(rows: Rows | None, unit: NDArray[np.float32]) -> tuple[bool, native.Look]:
             how = at_once if rows is not None else None
@@ -128,7 +129,7 @@ def candidates(
         for _ in range(1, options.iterations):
             slots = np.union1d(slots, _again(view, vector, vectors, slots, cosine, words, allowed))
             cosine = vectors.scores(vector, slots).astype(np.float64)
-    if time is not None or _by_ranks(options, routing):
+    if time is not None or by_ranks:
         how = _particular(view, words, slots, cosine, options, settings, routing, time)
     return words, Candidates(*windows.fused(talk, found, how, far, slots, cosine))
 
@@ -145,8 +146,6 @@ def _comparable(view: RecallView, query: QueryFeatures) -> VectorIndex | None:
 
 def _by_passage(view: RecallView, vector: NDArray[np.float32], size: int, allowed: Mask | None) -> NDArray[np.int64]:
     """The long memories whose passages are nearest."""
-    if not view.evidence.has_passages:
-        return _NOTHING
     long, scores = view.evidence.passage_hits(vector, size, allowed)
     return long[ties.best(scores, view.evidence.keys(long), size)] if len(long) else long
 
@@ -204,10 +203,6 @@ def _weights(
     return weight, 1 - weight, WINDOW_WEIGHT if fusion is None else 0.0, name_boost
 
 
-def _by_ranks(options: Options, routing: Routing) -> bool:
-    return options.fusion is Fusion.RRF and routing is Routing.HYBRID
-
-
 def _particular(
     view: RecallView,
     words: WordScores,
@@ -225,7 +220,7 @@ def _particular(
         when = view.evidence.column("when", slots)
         near = np.maximum(day_closeness(when, time), month_match(when, time))
         factors = np.asarray(1 + settings.temporal_mult_beta * (near - 0.5), np.float64)
-    if _by_ranks(options, routing):
+    if options.fusion is Fusion.RRF and routing is Routing.HYBRID:
         bm25, _ = words.at(slots)
         said = np.where(bm25 > 0, bm25, np.nan)
         given = weights[0] * _reciprocal(cosine, slots, view, settings)

@@ -142,7 +142,7 @@ def _first_stage(
     time = query_time(query.text, query.now_s)
     kind = classify(query.vector, time) if settings.ml_classifier else QuestionKind.FACTUAL
     laps.lap("classify")
-    terms = asked(view.text, query.text)
+    terms = asked(view.text.lists, query.text)
     laps.lap("words")
     bound = time if kind is QuestionKind.TEMPORAL else None
     words, found = candidates(view, query, terms, bound, options, settings, allowed)

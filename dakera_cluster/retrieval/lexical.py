@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dakera_cluster.index.analysis import query_terms
-from dakera_cluster.index.fulltext import FullTextIndex
 from dakera_cluster.index.segment import hash_of
 from dakera_cluster.native import words as windows
 from dakera_cluster.native.candidates import Asked
+from dakera_cluster.native.postings import Lists
 from dakera_cluster.native.terms import Found
 from dakera_cluster.retrieval.entities import proper_nouns
 
@@ -33,6 +33,7 @@ WINDOW_K1, WINDOW_B = 1.2, 0.75
 MAX_NAME_SHARE = 0.1
 MAX_NAME_HOLDERS = 2_000
 """A name that more of the memories, or more memories, hold than this tells nothing, and its own pass would cost a scan."""
+MAX_WEIGHINGS_KNOWN = 1_024
 MAX_NAMES_KNOWN = 4_096
 """Names whose terms are kept: questions name the same few again and again."""
 
@@ -84,19 +85,23 @@ def normalisation(average_terms: float) -> tuple[float, float]:
     return SHORT_K1 + share * (LONG_K1 - SHORT_K1), SHORT_B + share * (LONG_B - SHORT_B)
 
 
-def asked(text: FullTextIndex, question: str) -> Asked:
+def asked(lists: Lists, question: str) -> Asked:
     """The terms of a question, and which of them are names."""
-    terms = dict.fromkeys(text.query_terms(question))
+    terms = dict.fromkeys(query_terms(question))
     names = {term for name in proper_nouns(question) for term in _terms_of(name)}
-    average = text.average_length
-    k1, b = normalisation(average)
     return Asked(
-        [hash_of(term) for term in terms],
-        [term in names for term in terms],
-        k1,
-        (k1 * (1 - b), k1 * b / (average or 1.0)),
-        min(MAX_NAME_SHARE * len(text), MAX_NAME_HOLDERS),
+        [*map(hash_of, terms)],
+        [term in names for term in terms] if names else [False] * len(terms),
+        *_weighing(lists.average_length),
+        min(MAX_NAME_SHARE * lists.documents, MAX_NAME_HOLDERS),
     )
+
+
+@lru_cache(MAX_WEIGHINGS_KNOWN)
+def _weighing(average_terms: float) -> tuple[float, tuple[float, float]]:
+    """k1, and what a memory's frequencies are weighed against: so much, and so much a term it has."""
+    k1, b = normalisation(average_terms)
+    return k1, (k1 * (1 - b), k1 * b / (average_terms or 1.0))
 
 
 @lru_cache(MAX_NAMES_KNOWN)

@@ -3,7 +3,7 @@ import pytest
 
 from dakera_cluster.native import candidates, hits, vectors, windows, words
 from dakera_cluster.native.terms import Found
-from tests.support.first_look import NOTHING, asked_of, found_of, lists_of, outlook, sessions_of
+from tests.support.first_look import asked_of, found_of, lists_of, outlook, sessions_of
 from tests.support.vector_rows import rows_of
 
 SIZE, WIDTH, TERMS = 300, 70, 6
@@ -104,15 +104,15 @@ def test_what_does_not_fit_is_refused() -> None:
     lists, far, asked = lists_of(held, LENGTHS, SIZE), outlook(40, 50), asked_of(TERMS)
     for wrong in (None, vector[:-1].copy()):
         with pytest.raises(ValueError, match="another width"):
-            candidates.look(lists, talk, rows, far, asked, wrong, None, NOTHING, None)
+            candidates.look(lists, talk, rows, far, asked, wrong, None, None, None)
     with pytest.raises(ValueError, match="other candidates"):
         how = windows.Fusion(0.5, 0.5, 0.0, factors=np.ones(4))
-        candidates.look(lists, talk, rows, far, asked, vector, None, NOTHING, how)
+        candidates.look(lists, talk, rows, far, asked, vector, None, None, how)
     with pytest.raises(ValueError, match="may be names"):
         candidates.Asked([1, 2], [True], 1.2, (0.5, 0.5), 10)
     few = windows.Talk(*talk.arrays[:4], KEYS[:50].copy())
     with pytest.raises(ValueError, match="no key"):
-        candidates.look(lists, few, None, far, asked, None, None, NOTHING, None)
+        candidates.look(lists, few, None, far, asked, None, None, None, None)
     for reach in (-1, windows.MAX_REACH + 1):
         with pytest.raises(ValueError, match="reaches up to"):
             outlook(reach=reach)

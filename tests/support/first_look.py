@@ -9,7 +9,6 @@ import numpy as np
 from dakera_cluster.native import candidates, postings, terms, windows
 
 K1, NORMS = 1.5, (0.5, 0.25)
-NOTHING = np.zeros(0, np.int64)
 
 
 def lists_of(held: Sequence[Mapping[int, int]], lengths: np.ndarray, documents: int) -> postings.Lists:
@@ -18,7 +17,7 @@ def lists_of(held: Sequence[Mapping[int, int]], lengths: np.ndarray, documents: 
     slots = np.array([slot for each in held for slot in each], np.int32)
     counts = np.array([count for each in held for count in each.values()], np.uint16)
     homes = np.ones(len(lengths), np.uint8)
-    return postings.Lists(postings.Segments([], []), homes, (keys, slots, counts), len(keys), lengths, documents)
+    return postings.Lists(postings.Segments([], []), homes, (keys, slots, counts), len(keys), lengths, documents, 0.0)
 
 
 def asked_of(count: int, named: Collection[int] = (), rare_holders: float = 1e9) -> candidates.Asked:
@@ -44,7 +43,7 @@ def found_of(
     nobody = np.full(len(lengths), -1, np.int32)
     talk = windows.Talk(nobody, nobody, np.zeros(len(lengths), np.uint16), nobody, np.zeros(len(lengths), np.uint64))
     lists, asked = lists_of(held, lengths, documents), asked_of(len(held), named, rare_holders)
-    return candidates.look(lists, talk, None, outlook(), asked, None, None, NOTHING, None)[0]
+    return candidates.look(lists, talk, None, outlook(), asked, None, None, None, None)[0]
 
 
 def sessions_of(size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
