@@ -135,10 +135,11 @@ __attribute__((constructor)) static void choose_sums(void) {
 
 /* ---- counting in levels ---- */
 
-INLINED long level_of(float lower) {
+INLINED int32_t level_of(float lower) {
     float level = (lower + 1) * (LEVELS / 2);
     /* What is no number is said to reach nothing. */
-    return !(level > 0) ? 0 : level < LEVELS ? (long)level : LEVELS - 1;
+    level = level > 0 ? level : 0;
+    return (int32_t)(level < LEVELS - 1 ? level : LEVELS - 1);
 }
 
 /* A value that at least wanted of those counted reach. */
@@ -188,8 +189,8 @@ static void bound(const planes *rows, const choice *from, const coarse *query, f
         if (end > from->count) end = from->count;
         int64_t chosen[BLOCK];
         const int8_t *row[BLOCK];
-        int32_t sums[BLOCK];
-        float scales[BLOCK], upper[BLOCK], lower[BLOCK];
+        int32_t sums[BLOCK], reached[BLOCK];
+        float scales[BLOCK], upper[BLOCK];
         first = next_block(from, first, end, bounds, chosen, &held);
         if (!held) continue;
         const int8_t *start = row_of(rows->high, rows, chunk * rows->chunk_rows);
@@ -202,11 +203,11 @@ static void bound(const planes *rows, const choice *from, const coarse *query, f
             float near = (float)(sums[place] * query->step + query->offset) * scales[place];
             float doubt = doubt_of(query, scales[place]);
             upper[place] = near + doubt;
-            lower[place] = near - doubt;
+            reached[place] = level_of(near - doubt);
         }
         for (long place = 0; place < held; place++) {
             bounds[chosen[place]] = upper[place];
-            levels[level_of(lower[place])]++;
+            levels[reached[place]]++;
         }
     }
 }
