@@ -85,11 +85,15 @@ def terms(text: str) -> list[str]:
 
 def query_terms(text: str) -> list[str]:
     """The terms of a question: without QUERY_STOP_WORDS, unless nothing else is left of it."""
-    pattern = _ASCII_ANY_CASE if text.isascii() else _unicode_pattern()
+    if text.isascii():
+        tokens = _ASCII.findall(text.lower())
+    else:
+        tokens = [
+            each.lower() if each.isascii() else each for each in _unicode_pattern().findall(text.replace("_", " "))
+        ]
     known = _asked.get
     result: list[str] = []
-    for token in pattern.findall(text.replace("_", " ")):
-        key = token.lower() if token.isascii() else token
+    for key in tokens:
         found = known(key)
         if found is None:
             found = token_terms(key) if folded(key) not in QUERY_STOP_WORDS else ()

@@ -59,7 +59,18 @@ class Metric(Enum):
 class VectorRows:
     """Rows of ``dimension`` components addressed by slot; not thread-safe."""
 
-    __slots__ = ("_chunks", "_norms", "_planes", "_scales", "count", "dimension", "fixed_point", "present")
+    __slots__ = (
+        "_chunks",
+        "_high",
+        "_low",
+        "_norms",
+        "_rows",
+        "_scales",
+        "count",
+        "dimension",
+        "fixed_point",
+        "present",
+    )
 
     def __init__(self, dimension: int, *, fixed_point: bool) -> None:
         self.dimension = dimension
@@ -69,7 +80,16 @@ class VectorRows:
         self._norms = np.zeros(0, dtype=np.float32)
         self._scales = np.zeros(0, dtype=np.float32)
         self._chunks: list[np.ndarray | None] = []
-        self._planes = native.Planes(np.zeros(0, np.uint64), np.zeros(0, np.uint64), CHUNK_ROWS)
+        self._high, self._low = np.zeros(0, np.uint64), np.zeros(0, np.uint64)
+        self._rows: native.Rows | None = None
+        """All of them as kernels read them; None when an array is another."""
+
+    @property
+    def rows(self) -> native.Rows:
+        """All of them, for kernels, where they are in fixed point; good until the next change."""
+        if self._rows is None:
+            self._rows = native.Rows(self._high, self._low, CHUNK_ROWS, self.dimension, self.present, self._scales)
+        return self._rows
 
     @property
     def nbytes(self) -> int:
@@ -95,6 +115,7 @@ class VectorRows:
         else:
             encoded = vectors
         self._norms[slots] = norms
+        self._rows = None
         self.count += int(np.count_nonzero(~self.present[slots]))
         self.present[slots] = True
         self._write(slots, encoded)
@@ -129,7 +150,7 @@ class VectorRows:
         return result
 
     def _fixed_scores(self, query: np.ndarray, slots: np.ndarray, metric: Metric) -> np.ndarray:
-        dots = native.gather(self._planes, slots, query) * self._scales[slots]
+        dots = native.gather(self.rows, slots, query) * self._scales[slots]
         return np.asarray(np.clip(dots, -1.0, 1.0) if metric is Metric.COSINE else dots * self._norms[slots])
 
     def _block_scores(self, query: np.ndarray, slots: np.ndarray, metric: Metric) -> np.ndarray:
@@ -150,7 +171,7 @@ class VectorRows:
         """The ``k`` best present and allowed slots by final score, then slot: ``(slots int64[m], scores float32[m])``."""
         if self.fixed_point and metric is Metric.COSINE:
             # The scan's own products are the final ones.
-            return native.nearest(self._planes, self.present, allowed, self._scales, query, k)
+            return native.nearest(self.rows, allowed, query, k)
         slots = self._preselect(query, k, metric, allowed)
         return best(self.scores(query, slots, metric), slots, k)
 
@@ -165,9 +186,7 @@ class VectorRows:
         others: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
         """See ``VectorIndex.survey``; for the cosine of rows in fixed point."""
-        return native.survey(
-            self._planes, self.present, allowed, self._scales, query, keys, wanted, held, wanted_held, others
-        )
+        return native.survey(self.rows, allowed, query, keys, wanted, held, wanted_held, others)
 
     def _preselect(self, query: np.ndarray, k: int, metric: Metric, allowed: np.ndarray | None) -> np.ndarray:
         """A superset of the ``k`` best present and allowed slots, everything within rounding of the k-th: for all that the
@@ -203,7 +222,7 @@ class VectorRows:
 
     def _closeness(self, query: np.ndarray, metric: Metric, slots: np.ndarray) -> tuple[np.ndarray, float]:
         if self.fixed_point:
-            return self._from_dots(native.gather(self._planes, slots, query), query, metric, slots)
+            return self._from_dots(native.gather(self.rows, slots, query), query, metric, slots)
         dots = np.empty(len(slots), dtype=np.float32)
         for start in range(0, len(slots), BLOCK_ROWS):
             part = slots[start : start + BLOCK_ROWS]
@@ -294,7 +313,7 @@ class VectorRows:
             for place, held in enumerate(self._chunks):
                 if held is not None:
                     high[place], low[place] = held[0].ctypes.data, held[1].ctypes.data
-            self._planes = native.Planes(high, low, CHUNK_ROWS)
+            self._high, self._low, self._rows = high, low, None
 
     def encoded(self) -> dict[str, np.ndarray]:
         """Arrays for a dump: present slots in order, their norms, scales and encoded rows."""

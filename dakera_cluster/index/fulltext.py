@@ -28,6 +28,7 @@ from dakera_cluster.index.arrays import allows, best
 from dakera_cluster.index.postings import Compaction, Postings
 from dakera_cluster.index.query import Clause, Phrase, Prefix, Query, QuerySyntax, Words, parse
 from dakera_cluster.index.segment import hashes_of
+from dakera_cluster.native.postings import Lists
 
 DEFAULT_K1 = 1.2
 DEFAULT_B = 0.75
@@ -74,7 +75,7 @@ class FullTextIndex:
     @property
     def average_length(self) -> float:
         """Terms a document, 0 when there is none."""
-        return self._postings.total_length / max(1, self._postings.documents)
+        return self._postings.average_length
 
     @property
     def doc_lengths(self) -> np.ndarray:
@@ -118,16 +119,9 @@ class FullTextIndex:
         return query_terms(text)
 
     @property
-    def wide_lengths(self) -> np.ndarray:
-        """``doc_lengths`` as float64; not to be changed."""
-        return self._postings.wide_lengths
-
-    def postings(self, terms: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """``(slots int32[n], frequencies uint16[n], ends int64[t])``: the live postings of some distinct analysed terms, one
-        term after another, each in no particular order and up to its end."""
-        if not terms:
-            return np.zeros(0, np.int32), np.zeros(0, np.uint16), np.zeros(0, np.int64)
-        return self._postings.find(hashes_of(terms))
+    def lists(self) -> Lists:
+        """All postings, for kernels; good until the next change."""
+        return self._postings.lists
 
     def idf(self, document_frequency: int) -> float:
         """The weight of a term found in that many of the live documents."""

@@ -61,6 +61,7 @@ class Postings:
 
     __slots__ = (
         "_home",
+        "_lists",
         "_live",
         "_sealed",
         "_segments",
@@ -80,6 +81,8 @@ class Postings:
         self.total_length = 0
         self.lengths = np.zeros(0, dtype=np.int32)
         self._wide_lengths: np.ndarray | None = None
+        self._lists: native.Lists | None = None
+        """All of it as it is searched; None when anything has changed but the dead of the tail."""
         self._home = np.zeros(0, dtype=np.uint8)
         self._segments: dict[int, Segment] = {}
         self._sealed: native.Segments | None = None
@@ -93,6 +96,7 @@ class Postings:
         self._tail_slots = np.zeros(0, dtype=np.int32)
         self._tail_frequencies = np.zeros(0, dtype=np.uint16)
         self._tail_names = bytearray()
+        self._lists = None
 
     @property
     def nbytes(self) -> int:
@@ -112,10 +116,15 @@ class Postings:
 
     @property
     def wide_lengths(self) -> np.ndarray:
-        """``lengths`` as float64, kept until they change: every recall reads them, few follow a write."""
+        """``lengths`` as float64, kept until they change: every recall reads them, few follow a write. Not to be changed."""
         if self._wide_lengths is None:
             self._wide_lengths = self.lengths.astype(np.float64)
         return self._wide_lengths
+
+    @property
+    def average_length(self) -> float:
+        """Terms a document, 0 when there is none."""
+        return self.total_length / max(1, self.documents)
 
     def present(self) -> np.ndarray:
         """bool by slot: the slots that hold a document."""
@@ -153,7 +162,7 @@ class Postings:
         self._tail_size = last
         self._home[slots] = TAIL
         self.lengths[slots] = lengths
-        self._wide_lengths = None
+        self._wide_lengths = self._lists = None
         self.documents += len(slots)
         self.total_length += sum(lengths)
         if last >= MIN_TAIL_POSTINGS and last >= self._tail_limit():
@@ -173,7 +182,7 @@ class Postings:
         self.documents -= 1
         self.total_length -= int(self.lengths[slot])
         self.lengths[slot] = 0
-        self._wide_lengths = None
+        self._wide_lengths = self._lists = None
         return True
 
     def _tail_limit(self) -> int:
@@ -189,11 +198,19 @@ class Postings:
     def find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """``(slots int32[n], frequencies uint16[n], ends int64[t])``: what ``lookup`` finds, one key after another, each up to
         its end."""
-        if self._sealed is None:
-            segments = [segment.arrays() for segment in self._segments.values()]
-            self._sealed = native.Segments(list(self._segments), segments)
-        tail = self._tail_keys, self._tail_slots, self._tail_frequencies
-        return native.of(self._sealed, self._home, tail, self._tail_size, keys)
+        return native.of(self.lists, keys)
+
+    @property
+    def lists(self) -> native.Lists:
+        """All of it, for kernels; good until the next change."""
+        if self._lists is None:
+            if self._sealed is None:
+                segments = [segment.arrays() for segment in self._segments.values()]
+                self._sealed = native.Segments(list(self._segments), segments)
+            tail = self._tail_keys, self._tail_slots, self._tail_frequencies
+            every = self.wide_lengths, self.documents, self.average_length
+            self._lists = native.Lists(self._sealed, self._home, tail, self._tail_size, *every)
+        return self._lists
 
     def terms_with_prefix(self, prefix: str, limit: int) -> list[str]:
         """At most ``limit`` live terms that begin with ``prefix``: the most frequent, ties in alphabetical order."""
@@ -229,7 +246,7 @@ class Postings:
             )
             self._home[documents] = home
             self._live[home] = len(documents)
-            self._sealed = None
+            self._sealed = self._lists = None
         self._clear_tail()
         while len(self._segments) > 1:
             homes = self._next_merge()
@@ -297,7 +314,7 @@ class Postings:
         moved = np.flatnonzero(np.isin(self._home, compaction.homes))
         for home in compaction.homes:
             del self._segments[home], self._live[home]
-        self._sealed = None
+        self._sealed = self._lists = None
         if len(moved):
             home = self._free_home()
             self._segments[home] = result

@@ -10,7 +10,7 @@ never written after construction. Which postings are still live is the business 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import xxhash
@@ -19,9 +19,13 @@ MAX_FREQUENCY = 65_535
 """Term frequencies saturate here; BM25 has long since stopped telling them apart."""
 
 
+hash_of: Callable[[str], int] = xxhash.xxh3_64_intdigest
+"""The key of a term."""
+
+
 def hashes_of(terms: Sequence[str]) -> np.ndarray:
     """uint64[n] keys of ``terms``: stable across processes and platforms, so dumps can be moved between replicas."""
-    return np.fromiter(map(xxhash.xxh3_64_intdigest, terms), dtype=np.uint64, count=len(terms))
+    return np.fromiter(map(hash_of, terms), dtype=np.uint64, count=len(terms))
 
 
 class Segment:

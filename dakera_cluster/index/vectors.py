@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
 from enum import Enum
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -30,6 +32,7 @@ from dakera_cluster.index.hnsw import Hnsw
 from dakera_cluster.index.ivf import SAMPLE_PER_LIST, Ivf
 from dakera_cluster.model.errors import CorruptionError, DimensionMismatchError, EmptyVectorError, InvalidRequestError
 from dakera_cluster.native import hits
+from dakera_cluster.native.vectors import Rows
 
 FLAT_THRESHOLD_ROWS = 50_000
 """Rows up to which the exact scan answers: 0.7 ms at 384 dimensions, what a graph takes for as many candidates as recall needs."""
@@ -52,6 +55,8 @@ MAX_COMPONENT = 1e15
 """Largest magnitude of a component: squares and their sums stay within float32."""
 DUMP_KIND = "vectors"
 DUMP_VERSION = 1
+
+T = TypeVar("T")
 
 
 class IndexType(Enum):
@@ -200,7 +205,7 @@ class VectorIndex:
         by slot, for every slot that holds a vector). Raises DimensionMismatchError or InvalidRequestError."""
         vector = self._query(query, self.metric)
         with self._lock:
-            if self._ann is None and self.metric is Metric.COSINE:
+            if self._scans:
                 return self._rows.survey(vector, keys, wanted, allowed, held, wanted_held, others)
             among = np.zeros(len(self._rows.present), np.bool_)
             among[held[held < len(among)]] = True
@@ -211,6 +216,17 @@ class VectorIndex:
             named = self._settled(query, wanted_held, keys, among)
             slots = np.unique(np.concatenate([near, named, others]))
             return slots, self.scores(query, slots).astype(np.float64)
+
+    def look(self, query: np.ndarray, work: Callable[[Rows | None, np.ndarray], T]) -> T:
+        """What ``work`` makes of the rows, which stay as they are meanwhile, and of ``query`` as they are compared with it. The
+        rows are None where a survey is no scan of them. Raises as ``survey`` does."""
+        vector = self._query(query, self.metric)
+        with self._lock:
+            return work(self._rows.rows if self._scans else None, vector)
+
+    @property
+    def _scans(self) -> bool:
+        return self._ann is None and self.metric is Metric.COSINE
 
     def _settled(self, query: np.ndarray, k: int, keys: np.ndarray, allowed: np.ndarray | None) -> np.ndarray:
         """The slots of the ``k`` best, ties by key. A search breaks them by slot, so all that tie with the last one are
@@ -388,14 +404,16 @@ class VectorIndex:
 
     def _query(self, query: np.ndarray, metric: Metric) -> np.ndarray:
         """The query as float32[d]; of unit length for the cosine, so that tiny and huge queries neither vanish nor burst."""
-        vector = np.asarray(query, dtype=np.float64).reshape(-1)
+        vector = np.asarray(query, dtype=np.float64)
+        if vector.ndim != 1:
+            vector = vector.reshape(-1)
         length = math.sqrt(vector.dot(vector))
         # Every component is within what the whole is.
         if not length <= MAX_COMPONENT or len(vector) != self.dimension:
             self._check(len(vector), vector)
         if metric is not Metric.COSINE:
             length = 0.0
-        return np.ascontiguousarray(vector / length if length > 0 else vector, dtype=np.float32)
+        return (vector / length if length > 0 else vector).astype(np.float32)
 
     def _check(self, components: int, values: np.ndarray) -> None:
         if components == 0:

@@ -33,17 +33,12 @@ class Traits:
     """What is known of memories, by slot: see _COLUMNS. Good for as long as its arrays are the owner's."""
 
     def __init__(self, columns: Mapping[str, np.ndarray]) -> None:
-        self.arrays = tuple(columns[name] for name in _COLUMNS)
+        arrays = [columns[name] for name in _COLUMNS]
         self._kept = [given(columns[name], dtype) for name, dtype in _COLUMNS.items()]
         self.struct = allocated("trait_columns", 1)
         own = self.struct[0]
         own.words, own.about_self, own.asks, own.has_time, own.has_number, own.roles = self._kept
-        own.size = min(map(len, self.arrays))
-
-    @staticmethod
-    def arrays_of(columns: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
-        """Those of ``columns`` that are used."""
-        return tuple(columns[name] for name in _COLUMNS)
+        own.size = min(map(len, arrays))
 
 
 class Layout:

@@ -74,6 +74,11 @@ static int by_key(const void *left, const void *right) {
     return (one->own.slot > other->own.slot) - (one->own.slot < other->own.slot);
 }
 
+INLINED int comes_before(const uint64_t *keys, const hit *one, const hit *other) {
+    uint64_t left = keys[one->slot], right = keys[other->slot];
+    return left != right ? left < right : one->slot < other->slot;
+}
+
 /* Put those of a sorted list that are equal in the order of their keys, from place first to last (not included) and as far
    as their equals reach. keys: by slot. Returns 0 without memory. */
 static int settle_ties(hit *hits, long count, long first, long last, const uint64_t *keys) {
@@ -81,7 +86,14 @@ static int settle_ties(hit *hits, long count, long first, long last, const uint6
     for (long at = first; at < last && at < count;) {
         long end = at + 1;
         while (end < count && hits[end].rank == hits[at].rank) end++;
-        if (end - at > 1) {
+        if (end - at <= SHORT_LIST) {
+            for (long place = at + 1; place < end; place++) {
+                hit moved = hits[place];
+                long to = place;
+                for (; to > at && comes_before(keys, &moved, hits + to - 1); to--) hits[to] = hits[to - 1];
+                hits[to] = moved;
+            }
+        } else {
             keyed *run = malloc((end - at) * sizeof *run);
             if (!run) return 0;
             for (long place = at; place < end; place++) run[place - at] = (keyed){keys[hits[place].slot], hits[place]};

@@ -1,15 +1,20 @@
 /* What the kernels offer. This file is the whole contract: the C files include it and library.py gives it to cffi.
    Arrays are contiguous; shapes stand beside the arguments; no array is kept. */
 
-void dots_gather(const uint64_t *high, const uint64_t *low, long chunk_rows, const int64_t *slots, long count,
-                 long width, const float *query, float *dots);
-long nearest(const uint64_t *high, const uint64_t *low, long chunk_rows, long width, const uint8_t *present,
-             const uint8_t *allowed, const float *scales, long count, const float *query, long wanted, int64_t *slots,
-             float *scores);
-long survey(const uint64_t *high, const uint64_t *low, long chunk_rows, long width, const uint8_t *present,
-            const uint8_t *allowed, const float *scales, long count, long known, const float *query, const uint64_t *keys,
-            long wanted, const int64_t *held, long held_count, long wanted_held, const int64_t *others, long other_count,
-            int64_t *slots, double *cosines);
+/* Rows in 16-bit fixed point in two planes (planes.h), by slot below known: present, which there are; scales. */
+typedef struct {
+    const uint64_t *high, *low;
+    const uint8_t *present;
+    const float *scales;
+    long chunk_rows, width, known;
+} vector_rows;
+
+void dots_gather(const vector_rows *rows, const int64_t *slots, long count, const float *query, float *dots);
+long nearest(const vector_rows *rows, const uint8_t *allowed, long allowed_count, const float *query, long wanted,
+             int64_t *slots, float *scores);
+long survey(const vector_rows *rows, const uint8_t *allowed, long allowed_count, const float *query, const uint64_t *keys,
+            long key_count, long wanted, const int64_t *held, long held_count, long wanted_held, const int64_t *others,
+            long other_count, int64_t *slots, double *cosines);
 
 /* A question's tokens as late_ready makes them, what each weighs, and the similarity by differing signs ([width + 1]). */
 typedef struct {
@@ -74,28 +79,38 @@ typedef struct {
     long terms, postings, start_width, slot_width, count_width, home;
 } posting_segment;
 
-long postings_of(const posting_segment *segments, long count, const uint8_t *home, long homes, const uint64_t *tail_keys,
-                 const int32_t *tail_slots, const uint16_t *tail_counts, long tail, const uint64_t *keys, long wanted,
-                 int64_t *ends, int32_t *slots, uint16_t *counts, long room);
-long terms_found(const int32_t *slots, const uint16_t *counts, const int64_t *ends, long terms, long postings, const double *idf, double k1,
-                 double norm, double norm_a_term, const double *lengths, long size, int32_t *places, int64_t *found,
-                 double *bm25, double *coverage, uint8_t *frequencies);
+/* An inverted file: its sealed segments (count) and its tail; by slot, what a live one is at home in (below homes), and the terms
+   of its memory (below size). documents: the live ones. */
+typedef struct {
+    const posting_segment *segments;
+    const uint8_t *home;
+    const uint64_t *tail_keys;
+    const int32_t *tail_slots;
+    const uint16_t *tail_counts;
+    const double *lengths;
+    long count, homes, tail, size, documents;
+} posting_lists;
+
+long postings_of(const posting_lists *lists, const uint64_t *keys, long wanted, int64_t *ends, int32_t *slots, uint16_t *counts,
+                 long room);
 /* Who stands beside whom, by slot: links (-1 at the end of a session) below linked, words and speakers (-1 for nobody) below
-   known. */
+   known; and, below key_count, the keys that tell equals apart. */
 typedef struct {
     const int32_t *previous, *next;
     const uint16_t *words;
     const int32_t *speakers;
-    long linked, known;
+    const uint64_t *keys;
+    long linked, known, key_count;
 } talk_links;
 
 /* What a question's words say, by slot below size: its place (0 for none) in bm25 and coverage; frequencies: [terms, size]; lengths;
-   idf: [terms]. */
+   idf: [terms]; rare: those of its terms that are rare names. */
 typedef struct {
     const int32_t *places;
     const double *bm25, *coverage, *lengths, *idf;
     const uint8_t *frequencies;
-    long size, found, terms;
+    const int64_t *rare;
+    long size, found, terms, rare_count;
 } word_scores;
 
 /* How the scores of candidates become one: each scaled and times its weight, or given (by candidate, NULL for none) in place of
@@ -104,16 +119,30 @@ typedef struct {
 typedef struct {
     double by_vector, by_words, by_window, boost;
     const double *given, *factors;
-    const int64_t *rare;
-    long rare_count;
 } fusion;
 
+/* How far a first look goes: as many memories by_words, by_vector and by_name; of the first, those beside the best around; and
+   the windows in which BM25 reads on. Neighbours are within a reach, in memories, and a budget, in words. */
+typedef struct {
+    long by_words, by_vector, by_name, around, reach, budget, window_reach, window_budget;
+    double window_k1, window_b;
+} outlook;
+
+/* The terms of a question: their keys, and then which are named (parts of names: rare when at most rare_holders hold them). BM25
+   weighs a memory's frequencies against norm + norm_a_term * its length. */
+typedef struct {
+    const uint64_t *keys;
+    long terms;
+    double k1, norm, norm_a_term, rare_holders;
+} asked_terms;
+
 long spread(const talk_links *talk, const int64_t *slots, const double *scores, long count, const uint8_t *allowed,
-            long allowed_count, const uint64_t *keys, long key_count, long wanted, long around, long reach, long budget,
-            int64_t *found);
-long fuse(const talk_links *talk, const word_scores *words, const fusion *how, const int64_t *slots, const double *cosines,
-          long count, long reach, long budget, double k1, double b, const uint64_t *keys, long key_count, int64_t *ordered,
-          double *columns);
+            long allowed_count, long wanted, long around, long reach, long budget, int64_t *found);
+long fuse(const talk_links *talk, const word_scores *words, const fusion *how, const outlook *far, const int64_t *slots,
+          const double *cosines, long count, int64_t *ordered, double *columns);
+long look(const posting_lists *lists, const talk_links *talk, const vector_rows *rows, const outlook *far,
+          const asked_terms *asked, const float *vector, const uint8_t *allowed, long allowed_count, const int64_t *others,
+          long other_count, const fusion *how, uint8_t *room, word_scores *words);
 long best_hits(const int64_t *slots, const double *scores, long count, const uint8_t *allowed, long allowed_count,
                const uint64_t *keys, long key_count, long wanted, int64_t *places);
 void weighted_rows(const double *values, const double *weights, long rows, long count, double *sums);

@@ -8,13 +8,14 @@ would not notice. Called by the other modules of this package only.
 from __future__ import annotations
 
 import re
+from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
 import cffi
 import numpy as np
-from _cffi_backend import from_buffer
+from _cffi_backend import from_buffer, newp
 
 _HERE = Path(__file__).parent
 _COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
@@ -66,4 +67,19 @@ def given(array: np.ndarray, dtype: Any) -> Any:
 
 def allocated(kind: str, count: int) -> Any:
     """Room for ``count`` structures of kernels.h, zeroed; it lives as long as what is returned."""
-    return _ffi.new(f"{kind}[]", count)
+    return newp(_type_of(f"{kind}[]"), count)
+
+
+def filled(kind: str, values: Any) -> Any:
+    """A new array or structure of kernels.h with these values; it lives as long as what is returned."""
+    return newp(_type_of(kind), values)
+
+
+@cache
+def _type_of(kind: str) -> Any:
+    return _ffi.typeof(kind)
+
+
+def address(pointer: Any) -> int:
+    """Where a pointer points."""
+    return int(_ffi.cast("intptr_t", pointer))

@@ -25,6 +25,10 @@ typedef struct {
     long chunk_rows, width;
 } planes;
 
+INLINED planes planes_of(const vector_rows *rows) {
+    return (planes){rows->high, rows->low, rows->chunk_rows, rows->width};
+}
+
 INLINED floats product(const int8_t *high, const uint8_t *low, const float *query) {
     signed_bytes upper;
     bytes lower;

@@ -76,15 +76,14 @@ static void from_tail(const uint64_t *keys, const int32_t *slots, const uint16_t
 }
 
 /* The live postings of each key, one after another up to ends[key]: a posting of a segment lives while its slot is at home
-   there (home: by slot), one of the tail while its slot is not negative. Returns how many there are; those beyond room are not
-   written. */
-long postings_of(const posting_segment *segments, long count, const uint8_t *home, long homes, const uint64_t *tail_keys,
-                 const int32_t *tail_slots, const uint16_t *tail_counts, long tail, const uint64_t *keys, long wanted,
-                 int64_t *ends, int32_t *slots, uint16_t *counts, long room) {
+   there, one of the tail while its slot is not negative. Returns how many there are; those beyond room are not written. */
+long postings_of(const posting_lists *lists, const uint64_t *keys, long wanted, int64_t *ends, int32_t *slots, uint16_t *counts,
+                 long room) {
     postings into = {slots, counts, room, 0};
     for (long place = 0; place < wanted; place++) {
-        for (long at = 0; at < count; at++) from_segment(segments + at, home, homes, keys[place], &into);
-        from_tail(tail_keys, tail_slots, tail_counts, tail, keys[place], &into);
+        for (long at = 0; at < lists->count; at++)
+            from_segment(lists->segments + at, lists->home, lists->homes, keys[place], &into);
+        from_tail(lists->tail_keys, lists->tail_slots, lists->tail_counts, lists->tail, keys[place], &into);
         ends[place] = into.count;
     }
     return into.count;

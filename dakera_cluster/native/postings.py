@@ -1,4 +1,4 @@
-"""The live postings of some terms. Called by index/postings.py."""
+"""The live postings of some terms. Called by index/postings.py; read by candidates.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dakera_cluster.native.library import allocated, given, kernels
+from dakera_cluster.native.library import allocated, filled, given, kernels
 
 FIRST_ROOM = 8_192
 """Postings there is room for before they are counted: what the words of most questions have."""
@@ -42,35 +42,47 @@ def _width(array: np.ndarray) -> int:
     return array.dtype.itemsize
 
 
-def of(
-    segments: Segments,
-    home: np.ndarray,
-    tail: tuple[np.ndarray, np.ndarray, np.ndarray],
-    tail_size: int,
-    keys: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+class Lists:
+    """An inverted file as kernels read it. ``tail``: keys (uint64), slots (int32, -1 for the dead) and counts (uint16), of which
+    the first ``tail_size`` are there. By slot: ``home`` (uint8), what a live one is at home in, and ``lengths`` (float64),
+    the terms of its memory. ``documents``: the live ones, of ``average_length`` terms. Good for as long as its
+    arrays are the owner's."""
+
+    def __init__(
+        self,
+        segments: Segments,
+        home: np.ndarray,
+        tail: tuple[np.ndarray, np.ndarray, np.ndarray],
+        tail_size: int,
+        lengths: np.ndarray,
+        documents: int,
+        average_length: float,
+    ) -> None:
+        if tail_size > min(map(len, tail)):
+            raise ValueError("a tail longer than its arrays")
+        self.lengths, self.documents, self.average_length = lengths, documents, average_length
+        self._segments = segments
+        own = given(home, np.uint8), *map(given, tail, (np.uint64, np.int32, np.uint16)), given(lengths, np.float64)
+        self._kept = own
+        counts = segments.count, len(home), tail_size, len(lengths), documents
+        self.struct = filled("posting_lists *", (segments.structs, *own, *counts))
+
+
+def of(lists: Lists, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """``(slots int32[n], counts uint16[n], ends int64[t])``: the live postings of each of ``keys`` (uint64[t]), one key after
-    another up to its end: segment by segment, then those of the ``tail`` (keys uint64, slots int32, -1 for the dead, counts
-    uint16; its first ``tail_size``). ``home``: uint8 by slot, what a live slot is at home in."""
-    if tail_size > min(map(len, tail)):
-        raise ValueError("a tail longer than its arrays")
+    another up to its end: segment by segment, then those of the tail."""
     ends, room = np.empty(len(keys), np.int64), FIRST_ROOM
-    fixed = (
-        segments.structs,
-        segments.count,
-        given(home, np.uint8),
-        len(home),
-        given(tail[0], np.uint64),
-        given(tail[1], np.int32),
-        given(tail[2], np.uint16),
-        tail_size,
-        given(keys, np.uint64),
-        len(keys),
-        given(ends, np.int64),
-    )
     while True:
         slots, counts = np.empty(room, np.int32), np.empty(room, np.uint16)
-        count = kernels.postings_of(*fixed, given(slots, np.int32), given(counts, np.uint16), room)
+        count = kernels.postings_of(
+            lists.struct,
+            given(keys, np.uint64),
+            len(keys),
+            given(ends, np.int64),
+            given(slots, np.int32),
+            given(counts, np.uint16),
+            room,
+        )
         if count <= room:
             return slots[:count], counts[:count], ends
         room = count

@@ -135,10 +135,11 @@ __attribute__((constructor)) static void choose_sums(void) {
 
 /* ---- counting in levels ---- */
 
-INLINED long level_of(float lower) {
+INLINED int32_t level_of(float lower) {
     float level = (lower + 1) * (LEVELS / 2);
     /* What is no number is said to reach nothing. */
-    return !(level > 0) ? 0 : level < LEVELS ? (long)level : LEVELS - 1;
+    level = level > 0 ? level : 0;
+    return (int32_t)(level < LEVELS - 1 ? level : LEVELS - 1);
 }
 
 /* A value that at least wanted of those counted reach. */
@@ -188,8 +189,8 @@ static void bound(const planes *rows, const choice *from, const coarse *query, f
         if (end > from->count) end = from->count;
         int64_t chosen[BLOCK];
         const int8_t *row[BLOCK];
-        int32_t sums[BLOCK];
-        float scales[BLOCK], upper[BLOCK], lower[BLOCK];
+        int32_t sums[BLOCK], reached[BLOCK];
+        float scales[BLOCK], upper[BLOCK];
         first = next_block(from, first, end, bounds, chosen, &held);
         if (!held) continue;
         const int8_t *start = row_of(rows->high, rows, chunk * rows->chunk_rows);
@@ -202,11 +203,11 @@ static void bound(const planes *rows, const choice *from, const coarse *query, f
             float near = (float)(sums[place] * query->step + query->offset) * scales[place];
             float doubt = doubt_of(query, scales[place]);
             upper[place] = near + doubt;
-            lower[place] = near - doubt;
+            reached[place] = level_of(near - doubt);
         }
         for (long place = 0; place < held; place++) {
             bounds[chosen[place]] = upper[place];
-            levels[level_of(lower[place])]++;
+            levels[reached[place]]++;
         }
     }
 }
@@ -244,19 +245,26 @@ static void scored(const planes *rows, const choice *from, const float *query, c
     sort_hits(hits, hits + size, size);
 }
 
+/* The slots below limit that may be chosen; allowed: NULL for all. */
+INLINED choice choice_of(const vector_rows *rows, const uint8_t *allowed, long allowed_count, long limit) {
+    long count = rows->known < limit ? rows->known : limit;
+    if (allowed && allowed_count < count) count = allowed_count;
+    return (choice){rows->present, allowed, rows->scales, count};
+}
+
 /* The best chosen slots by cosine, then slot, in order; returns how many, -1 without memory. */
-long nearest(const uint64_t *high, const uint64_t *low, long chunk_rows, long width, const uint8_t *present,
-             const uint8_t *allowed, const float *scales, long count, const float *query, long wanted, int64_t *slots,
-             float *scores) {
+long nearest(const vector_rows *stored, const uint8_t *allowed, long allowed_count, const float *query, long wanted,
+             int64_t *slots, float *scores) {
+    planes rows = planes_of(stored);
+    choice from = choice_of(stored, allowed, allowed_count, stored->known);
+    long count = from.count;
     if (wanted <= 0 || count <= 0) return 0;
-    planes rows = {high, low, chunk_rows, width};
-    choice from = {present, allowed, scales, count};
     coarse near = {0};
     int32_t levels[LEVELS], *doubtful = malloc(count * sizeof *doubtful);
     float *bounds = malloc(count * sizeof *bounds);
     hit *hits = NULL;
     long size = 0;
-    if (doubtful && bounds && make_coarse(&near, query, width)) {
+    if (doubtful && bounds && make_coarse(&near, query, rows.width)) {
         bound(&rows, &from, &near, bounds, levels);
         size = reaching(&from, bounds, floor_of(levels, wanted), doubtful);
         hits = malloc((2 * size + 1) * sizeof *hits);
@@ -352,23 +360,22 @@ static int surveyed(const planes *rows, const choice *from, long known, const co
     return whole;
 }
 
-/* The wanted best of the chosen slots (below count) and the wanted best of those that are also held, both by cosine, then
-   key; and the others. Each once, ascending, with its cosine, NaN without a row. Rows lie below known. Returns how many, -1
-   without memory. */
-long survey(const uint64_t *high, const uint64_t *low, long chunk_rows, long width, const uint8_t *present,
-            const uint8_t *allowed, const float *scales, long count, long known, const float *query, const uint64_t *keys,
-            long wanted, const int64_t *held, long held_count, long wanted_held, const int64_t *others, long other_count,
-            int64_t *slots, double *cosines) {
-    long size = known, written = -1;
+/* The wanted best of the chosen slots (those with a row and a key) and the wanted best of those that are also held, both by
+   cosine, then key; and the others. Each once, ascending, with its cosine, NaN without a row. Returns how many, -1 without
+   memory. */
+long survey(const vector_rows *stored, const uint8_t *allowed, long allowed_count, const float *query, const uint64_t *keys,
+            long key_count, long wanted, const int64_t *held, long held_count, long wanted_held, const int64_t *others,
+            long other_count, int64_t *slots, double *cosines) {
+    long known = stored->known, size = known, written = -1;
     for (long at = 0; at < other_count; at++)
         if (others[at] >= size) size = others[at] + 1;
-    planes rows = {high, low, chunk_rows, width};
-    choice from = {present, allowed, scales, count};
+    planes rows = planes_of(stored);
+    choice from = choice_of(stored, allowed, allowed_count, key_count);
     company also = {held, others, held_count, other_count};
     coarse near = {0};
     found set = {calloc(size / 64 + 1, sizeof *set.marks), malloc((size + 1) * sizeof *set.scores)};
-    int32_t *room = malloc((count + held_count + 1) * sizeof *room);
-    if (set.marks && set.scores && room && make_coarse(&near, query, width) &&
+    int32_t *room = malloc((from.count + held_count + 1) * sizeof *room);
+    if (set.marks && set.scores && room && make_coarse(&near, query, rows.width) &&
         surveyed(&rows, &from, known, &near, query, keys, wanted, &also, wanted_held, room, &set)) {
         written = 0;
         for (long word = 0; word <= size / 64; word++)

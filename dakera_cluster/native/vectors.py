@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
-from dakera_cluster.native.library import NULL, given, kernels
+from dakera_cluster.native.library import NULL, filled, given, kernels
 
 
-@dataclass(frozen=True, slots=True)
-class Planes:
-    """Where the rows lie: addresses (uint64 by chunk, 0 for none) of the high (int8[rows, d]) and of the low bytes
-    (uint8[rows, d]) of chunks of ``chunk_rows`` rows. Whoever makes one vouches for the addresses."""
+class Rows:
+    """Rows of ``width`` components. ``high``, ``low``: addresses (uint64 by chunk, 0 for none) of the high (int8[rows, d]) and of
+    the low bytes (uint8[rows, d]) of chunks of ``chunk_rows`` rows; whoever makes one vouches for them. ``present`` (every such
+    slot lies in a chunk) and ``scales`` are by slot; what lies past the end of one of them is not there. Good for as
+    long as its arrays are the owner's."""
 
-    high: NDArray[np.uint64]
-    low: NDArray[np.uint64]
-    chunk_rows: int
+    def __init__(
+        self,
+        high: NDArray[np.uint64],
+        low: NDArray[np.uint64],
+        chunk_rows: int,
+        width: int,
+        present: NDArray[np.bool_],
+        scales: NDArray[np.float32],
+    ) -> None:
+        self.width, self.known = width, min(len(present), len(scales))
+        kept = given(high, np.uint64), given(low, np.uint64), given(present, np.bool_), given(scales, np.float32)
+        self._kept = kept
+        self.struct = filled("vector_rows *", (*kept, chunk_rows, width, self.known))
 
 
 def split(values: NDArray[np.int16]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -32,57 +40,41 @@ def joined(high: NDArray[np.uint8], low: NDArray[np.uint8]) -> NDArray[np.int16]
     return ((high.astype(np.uint16) << 8) | low).view(np.int16)
 
 
-def gather(planes: Planes, slots: NDArray[np.int64], query: NDArray[np.float32]) -> NDArray[np.float32]:
+def gather(rows: Rows, slots: NDArray[np.int64], query: NDArray[np.float32]) -> NDArray[np.float32]:
     """float32[n]: the product of ``query`` (float32[d]) with the row at each of ``slots``, all of which lie in a chunk."""
+    _check(rows, query)
     dots = np.empty(len(slots), np.float32)
     kernels.dots_gather(
-        given(planes.high, np.uint64),
-        given(planes.low, np.uint64),
-        planes.chunk_rows,
-        given(slots, np.int64),
-        len(slots),
-        len(query),
-        given(query, np.float32),
-        given(dots, np.float32),
+        rows.struct, given(slots, np.int64), len(slots), given(query, np.float32), given(dots, np.float32)
     )
     return dots
 
 
 def nearest(
-    planes: Planes,
-    present: NDArray[np.bool_],
-    allowed: NDArray[np.bool_] | None,
-    scales: NDArray[np.float32],
-    query: NDArray[np.float32],
-    wanted: int,
+    rows: Rows, allowed: NDArray[np.bool_] | None, query: NDArray[np.float32], wanted: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """``(slots int64[m], cosines float32[m])`` of the ``wanted`` best present and allowed slots, by cosine, then slot; the
-    cosine is ``gather``'s product times the row's scale.
-
-    ``present``, ``allowed`` and ``scales`` are by slot; what lies past the end of one of them is not chosen, and every present
-    slot lies in a chunk. Raises MemoryError.
-    """
-    count = min(len(present), len(scales)) if allowed is None else min(len(present), len(scales), len(allowed))
-    size = max(0, min(wanted, count))
+    cosine is ``gather``'s product times the row's scale. ``allowed`` is by slot, and ends the search. Raises MemoryError."""
+    _check(rows, query)
+    size = max(0, min(wanted, rows.known))
     slots, scores = np.empty(size, np.int64), np.empty(size, np.float32)
     found = kernels.nearest(
-        *_rows(planes, present, allowed, scales, query),
-        count,
+        rows.struct,
+        NULL if allowed is None else given(allowed, np.bool_),
+        0 if allowed is None else len(allowed),
         given(query, np.float32),
         size,
         given(slots, np.int64),
         given(scores, np.float32),
     )
     if found < 0:
-        raise MemoryError(f"no memory to scan {count} rows")
+        raise MemoryError(f"no memory to scan {rows.known} rows")
     return slots[:found], scores[:found]
 
 
 def survey(
-    planes: Planes,
-    present: NDArray[np.bool_],
+    rows: Rows,
     allowed: NDArray[np.bool_] | None,
-    scales: NDArray[np.float32],
     query: NDArray[np.float32],
     keys: NDArray[np.uint64],
     wanted: int,
@@ -92,18 +84,18 @@ def survey(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """``(slots int64[m] ascending, cosines float64[m])`` of the ``wanted`` nearest, as by ``nearest`` but with ties broken by
     key, of the ``wanted_held`` nearest among ``held``, and of ``others``, whether allowed or not. Slots
-    without a row have NaN. ``keys``: by slot, like ``scales``. Raises MemoryError."""
-    known = min(len(present), len(scales))
-    count = min(known, len(keys)) if allowed is None else min(known, len(keys), len(allowed))
-    wanted, wanted_held = max(0, min(wanted, count)), max(0, min(wanted_held, len(held)))
+    without a row have NaN. ``keys``: by slot, like ``allowed``. Raises MemoryError."""
+    _check(rows, query)
+    wanted, wanted_held = max(0, min(wanted, rows.known)), max(0, min(wanted_held, len(held)))
     slots = np.empty(wanted + wanted_held + len(others), np.int64)
     cosines = np.empty(len(slots))
     found = kernels.survey(
-        *_rows(planes, present, allowed, scales, query),
-        count,
-        known,
+        rows.struct,
+        NULL if allowed is None else given(allowed, np.bool_),
+        0 if allowed is None else len(allowed),
         given(query, np.float32),
         given(keys, np.uint64),
+        len(keys),
         wanted,
         given(held, np.int64),
         len(held),
@@ -114,23 +106,10 @@ def survey(
         given(cosines, np.float64),
     )
     if found < 0:
-        raise MemoryError(f"no memory to survey {known} rows")
+        raise MemoryError(f"no memory to survey {rows.known} rows")
     return slots[:found], cosines[:found]
 
 
-def _rows(
-    planes: Planes,
-    present: NDArray[np.bool_],
-    allowed: NDArray[np.bool_] | None,
-    scales: NDArray[np.float32],
-    query: NDArray[np.float32],
-) -> tuple[Any, ...]:
-    return (
-        given(planes.high, np.uint64),
-        given(planes.low, np.uint64),
-        planes.chunk_rows,
-        len(query),
-        given(present, np.bool_),
-        NULL if allowed is None else given(allowed, np.bool_),
-        given(scales, np.float32),
-    )
+def _check(rows: Rows, query: NDArray[np.float32]) -> None:
+    if len(query) != rows.width:
+        raise ValueError(f"a query of {len(query)} components for rows of {rows.width}")

@@ -39,9 +39,8 @@ INLINED int has_text(int64_t slot, long size) { return slot >= 0 && slot < size;
    first around of them, one window after another, repeats included. found: room for wanted and 2 * reach * around. Returns
    how many, or what best_hits does. */
 long spread(const talk_links *talk, const int64_t *slots, const double *scores, long count, const uint8_t *allowed,
-            long allowed_count, const uint64_t *keys, long key_count, long wanted, long around, long reach, long budget,
-            int64_t *found) {
-    long best = best_hits(slots, scores, count, allowed, allowed_count, keys, key_count, wanted, found);
+            long allowed_count, long wanted, long around, long reach, long budget, int64_t *found) {
+    long best = best_hits(slots, scores, count, allowed, allowed_count, talk->keys, talk->key_count, wanted, found);
     if (best < 0) return best;
     for (long at = 0; at < best; at++) found[at] = slots[found[at]];
     long total = best;
@@ -96,11 +95,11 @@ static int word_scores_at(const word_scores *words, const int64_t *slots, long c
 }
 
 /* The share of the rare terms that a slot holds. */
-INLINED double share_of(const word_scores *words, const fusion *how, int64_t slot) {
+INLINED double share_of(const word_scores *words, int64_t slot) {
     long held = 0;
-    for (long at = 0; at < how->rare_count && has_text(slot, words->size); at++)
-        held += words->frequencies[how->rare[at] * words->size + slot] != 0;
-    return (double)held / (double)how->rare_count;
+    for (long at = 0; at < words->rare_count && has_text(slot, words->size); at++)
+        held += words->frequencies[words->rare[at] * words->size + slot] != 0;
+    return (double)held / (double)words->rare_count;
 }
 
 static void fuse_scores(const word_scores *words, const fusion *how, const int64_t *slots, const double *cosines,
@@ -113,16 +112,15 @@ static void fuse_scores(const word_scores *words, const fusion *how, const int64
     for (long at = 0; at < count; at++) {
         double sum = how->given ? how->given[at] : how->by_vector * scaled[at] + how->by_words * scaled[count + at];
         sum += how->by_window * scaled[2 * count + at];
-        if (how->boost > 0 && how->rare_count) sum += how->boost * share_of(words, how, slots[at]);
+        if (how->boost > 0 && words->rare_count) sum += how->boost * share_of(words, slots[at]);
         fused[at] = how->factors ? sum * how->factors[at] : sum;
     }
 }
 
 /* The candidates in the order of their fused scores. columns: [5, count], in that order: fused, cosine, BM25, coverage, window.
    Returns 0, -1 without memory, -2 when a slot has no key or the words do not fit together. */
-long fuse(const talk_links *talk, const word_scores *words, const fusion *how, const int64_t *slots, const double *cosines,
-          long count, long reach, long budget, double k1, double b, const uint64_t *keys, long key_count, int64_t *ordered,
-          double *columns) {
+long fuse(const talk_links *talk, const word_scores *words, const fusion *how, const outlook *far, const int64_t *slots,
+          const double *cosines, long count, int64_t *ordered, double *columns) {
     if (count <= 0) return 0;
     double *room = malloc(7 * count * sizeof *room + count * sizeof(int64_t));
     if (!room) return -1;
@@ -130,9 +128,9 @@ long fuse(const talk_links *talk, const word_scores *words, const fusion *how, c
     int64_t *order = (int64_t *)(scaled + 3 * count);
     long status = -2;
     if (word_scores_at(words, slots, count, bm25, coverage)) {
-        window_scores(talk, words, slots, count, reach, budget, k1, b, window);
+        window_scores(talk, words, slots, count, far->window_reach, far->window_budget, far->window_k1, far->window_b, window);
         fuse_scores(words, how, slots, cosines, bm25, window, count, scaled, fused);
-        status = best_hits(slots, fused, count, NULL, 0, keys, key_count, count, order);
+        status = best_hits(slots, fused, count, NULL, 0, talk->keys, talk->key_count, count, order);
     }
     const double *from[] = {fused, cosines, bm25, coverage, window};
     for (long at = 0; at < status; at++) ordered[at] = slots[order[at]];

@@ -3,14 +3,12 @@ Called by retrieval/candidates.py."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dakera_cluster.native.library import NULL, allocated, given, kernels
+from dakera_cluster.native.library import NULL, filled, given, kernels
 from dakera_cluster.native.terms import Found
 
 MAX_REACH = 16
@@ -20,8 +18,8 @@ COLUMNS = 5
 
 class Talk:
     """Who stands beside whom, by slot: ``previous`` and ``following`` (int32, -1 for nobody), ``words`` (uint16), ``speakers``
-    (int32, -1 for nobody). Links lead to slots, which may lie past the end of all. Good for as long as its arrays are the
-    owner's: it is kept from one question to the next."""
+    (int32, -1 for nobody); and ``keys`` (uint64), which tell equals apart. Links lead to slots, which may lie past the end
+    of all. Good for as long as its arrays are the owner's: it is kept from one question to the next."""
 
     def __init__(
         self,
@@ -29,133 +27,100 @@ class Talk:
         following: NDArray[np.int32],
         words: NDArray[np.uint16],
         speakers: NDArray[np.int32],
+        keys: NDArray[np.uint64],
     ) -> None:
-        self.arrays = (previous, following, words, speakers)
+        self.arrays = (previous, following, words, speakers, keys)
         self._kept = (
             given(previous, np.int32),
             given(following, np.int32),
             given(words, np.uint16),
             given(speakers, np.int32),
+            given(keys, np.uint64),
         )
-        self.struct = allocated("talk_links", 1)
-        own = self.struct[0]
-        own.previous, own.next, own.words, own.speakers = self._kept
-        own.linked, own.known = min(len(previous), len(following)), min(len(words), len(speakers))
+        linked, known = min(len(previous), len(following)), min(len(words), len(speakers))
+        self.struct = filled("talk_links *", (*self._kept, linked, known, len(keys)))
 
 
-@dataclass(frozen=True, slots=True)
+class Outlook:
+    """How far a first look goes: as many memories ``by_words``, ``by_vector`` and ``by_name``; of the first, the best ``around``
+    bring their neighbours: on each side the nearest ``reach`` whose words, with those of all nearer ones, are at most ``budget``.
+    What nobody said has no neighbours and is none. A candidate's window reaches as by ``window``, ``(reach, budget)``;
+    its BM25 has ``bm25``, ``(k1, b)``. ``most``: the candidates there are, at most."""
+
+    def __init__(
+        self,
+        by_words: int,
+        by_vector: int,
+        by_name: int,
+        around: int,
+        reach: int,
+        budget: int,
+        window: tuple[int, int],
+        bm25: tuple[float, float],
+    ) -> None:
+        for side in (reach, window[0]):
+            if not 0 <= side <= MAX_REACH:
+                raise ValueError(f"a window reaches up to {MAX_REACH} slots, not {side}")
+        self.most = by_words + by_vector + by_name + 2 * reach * min(around, by_words)
+        self.struct = filled("outlook *", (by_words, by_vector, by_name, around, reach, budget, *window, *bm25))
+
+
 class Fusion:
     """How the scores of n candidates become one. Cosine, BM25 and window are each scaled to 0..1 and weighed; ``given``
-    (float64[n]) stands in for the first two. ``boost``, times the share of the terms in ``rare`` (rows of the question's
-    terms) that a candidate holds, is added; the sum is multiplied by ``factors`` (float64[n])."""
+    (float64[n]) stands in for the first two. ``boost``, times the share of the question's rare names that a candidate
+    holds, is added; the sum is multiplied by ``factors`` (float64[n])."""
 
-    by_vector: float
-    by_words: float
-    by_window: float
-    boost: float = 0.0
-    rare: Sequence[int] = ()
-    given: NDArray[np.float64] | None = None
-    factors: NDArray[np.float64] | None = None
+    def __init__(
+        self,
+        by_vector: float,
+        by_words: float,
+        by_window: float,
+        boost: float = 0.0,
+        given: NDArray[np.float64] | None = None,
+        factors: NDArray[np.float64] | None = None,
+    ) -> None:
+        self.lengths = {len(part) for part in (given, factors) if part is not None}
+        self._kept = _or_null(given), _or_null(factors)
+        self.struct = filled("fusion *", (by_vector, by_words, by_window, boost, *self._kept))
 
-
-def spread(
-    talk: Talk,
-    slots: NDArray[np.int64],
-    scores: NDArray[np.float64],
-    keys: NDArray[np.uint64],
-    wanted: int,
-    allowed: NDArray[np.bool_] | None,
-    around: int,
-    reach: int,
-    budget: int,
-) -> NDArray[np.int64]:
-    """The ``wanted`` best of ``slots``, as by ``hits.best``, then the allowed neighbours of the first ``around`` of them, repeats
-    included: on each side the nearest ``reach`` whose words, with those of all nearer ones, are at most ``budget``. What
-    nobody said has no neighbours and is none. Raises ValueError for a slot without a key."""
-    _check_reach(reach)
-    if len(slots) != len(scores):
-        raise ValueError(f"{len(slots)} slots, but {len(scores)} scores")
-    wanted = max(0, min(wanted, len(slots)))
-    found = np.empty(wanted + 2 * reach * min(around, wanted), np.int64)
-    count = kernels.spread(
-        talk.struct,
-        given(slots, np.int64),
-        given(scores, np.float64),
-        len(slots),
-        NULL if allowed is None else given(allowed, np.bool_),
-        0 if allowed is None else len(allowed),
-        given(keys, np.uint64),
-        len(keys),
-        wanted,
-        around,
-        reach,
-        budget,
-        given(found, np.int64),
-    )
-    _check_done(count)
-    return found[:count]
+    @property
+    def is_general(self) -> bool:
+        """Whether it is good for all candidates of all questions."""
+        return not self.lengths
 
 
 def fused(
     talk: Talk,
     words: Found,
     how: Fusion,
+    far: Outlook,
     slots: NDArray[np.int64],
     cosines: NDArray[np.float64],
-    reach: int,
-    budget: int,
-    k1: float,
-    b: float,
-    keys: NDArray[np.uint64],
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """``(slots int64[n], columns float64[COLUMNS, n])`` of candidates in the order of their fused scores, equals by key. A
-    candidate's window is BM25 of it and its neighbours (as by ``spread``, within ``reach`` and ``budget``) as one text. Raises
-    ValueError for a slot without a key."""
-    _check_reach(reach)
-    if len(cosines) != len(slots) or any(row not in range(words.terms) for row in how.rare):
+    candidate's window is BM25 of it and its neighbours as one text. Raises ValueError for a slot without a key."""
+    if len(cosines) != len(slots):
         raise ValueError("the arrays of candidates do not fit together")
-    if any(part is not None and len(part) != len(slots) for part in (how.given, how.factors)):
+    if not how.lengths <= {len(slots)}:
         raise ValueError("the parts of a fusion do not fit the candidates")
     ordered, columns = np.empty(len(slots), np.int64), np.empty((COLUMNS, len(slots)))
-    kept: list[Any] = [given(np.array(how.rare, np.int64), np.int64)]
-    own = allocated("fusion", 1)
-    to = own[0]
-    to.by_vector, to.by_words, to.by_window, to.boost = how.by_vector, how.by_words, how.by_window, how.boost
-    to.rare, to.rare_count = kept[0], len(how.rare)
-    if how.given is not None:
-        to.given = given(how.given, np.float64)
-        kept.append(to.given)
-    if how.factors is not None:
-        to.factors = given(how.factors, np.float64)
-        kept.append(to.factors)
-    _check_done(
-        kernels.fuse(
-            talk.struct,
-            words.struct,
-            own,
-            given(slots, np.int64),
-            given(cosines, np.float64),
-            len(slots),
-            reach,
-            budget,
-            k1,
-            b,
-            given(keys, np.uint64),
-            len(keys),
-            given(ordered, np.int64),
-            given(columns, np.float64),
-        )
+    status = kernels.fuse(
+        talk.struct,
+        words.struct,
+        how.struct,
+        far.struct,
+        given(slots, np.int64),
+        given(cosines, np.float64),
+        len(slots),
+        given(ordered, np.int64),
+        given(columns, np.float64),
     )
-    return ordered, columns
-
-
-def _check_reach(reach: int) -> None:
-    if not 0 <= reach <= MAX_REACH:
-        raise ValueError(f"a window reaches up to {MAX_REACH} slots, not {reach}")
-
-
-def _check_done(status: int) -> None:
     if status == -1:
         raise MemoryError("no memory to order candidates")
     if status < 0:
         raise ValueError("a slot has no key")
+    return ordered, columns
+
+
+def _or_null(values: NDArray[np.float64] | None) -> Any:
+    return NULL if values is None else given(values, np.float64)

@@ -16,11 +16,12 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from dakera_cluster.index.analysis import query_terms
 from dakera_cluster.index.vectors import VectorIndex
+from dakera_cluster.native import candidates as native
 from dakera_cluster.native import hits, windows
+from dakera_cluster.native.candidates import Asked
+from dakera_cluster.native.vectors import Rows
 from dakera_cluster.retrieval import ties
-from dakera_cluster.retrieval.entities import proper_nouns
 from dakera_cluster.retrieval.lexical import WINDOW_B, WINDOW_K1, WordScores
 from dakera_cluster.retrieval.options import Fusion, Options, Routing, Settings
 from dakera_cluster.retrieval.query import QueryFeatures
@@ -29,11 +30,6 @@ from dakera_cluster.retrieval.view import RecallView
 
 LIST_SIZE = 192
 ENTITY_LIST_SIZE = 50
-MAX_NAME_SHARE = 0.1
-MAX_NAME_HOLDERS = 2_000
-"""A name that more of the memories, or more memories, hold than this tells nothing, and its own pass would cost a scan."""
-MAX_NAMES_KNOWN = 4_096
-"""Names whose terms are kept: questions name the same few again and again."""
 SPREAD_FROM = 48
 SPREAD_REACH = 4
 WINDOW_REACH = 6
@@ -41,6 +37,8 @@ WINDOW_WORDS = 60
 WINDOW_WEIGHT = 0.5
 FEEDBACK_MEMORIES = 3
 FEEDBACK_SHARE = 0.5
+MAX_SETTINGS = 64
+"""Ways of looking that are kept ready: nearly all questions are asked in one or two."""
 
 Mask = NDArray[np.bool_]
 
@@ -85,52 +83,55 @@ class Candidates:
 def candidates(
     view: RecallView,
     query: QueryFeatures,
-    words: WordScores,
+    asked: Asked,
     time: QueryTime | None,
     options: Options,
     settings: Settings,
     allowed: Mask | None,
-) -> Candidates:
-    """The fused candidates. ``time`` is given for temporal questions only: it turns the temporal factor on."""
+) -> tuple[WordScores, Candidates]:
+    """What the words of the question say, and the fused candidates. ``time`` is given for temporal questions only: it turns the
+    temporal factor on."""
+    vector = query.vector
     routing = options.routing
-    has_vectors = query.vector is not None and view.vectors is not None and len(view.vectors) > 0
     if routing is Routing.AUTO:
+        has_vectors = vector is not None and view.vectors is not None and len(view.vectors) > 0
         routing = Routing.HYBRID if has_vectors else Routing.BM25
     size = max(LIST_SIZE, options.k)
     vectors = _comparable(view, query) if routing is not Routing.BM25 else None
-    keys = view.evidence.whole_column("key")
-    talk = view.evidence.talk
-    rare = _rare_names(view, query.text, words)
-    found = _NOTHING
-    if routing is not Routing.VECTOR:
-        found = windows.spread(
-            talk,
-            words.found.slots,
-            words.found.bm25[1:],
-            keys,
-            size,
-            allowed,
-            SPREAD_FROM,
-            SPREAD_REACH,
-            WINDOW_WORDS // 2,
-        )
-    if vectors is None or query.vector is None:
-        slots = np.unique(found)
+    if time is not None and not (time.is_bound and settings.temporal_inference):
+        time = None
+    lists, talk = view.text.lists, view.evidence.talk
+    far = _outlook(size, routing is not Routing.VECTOR, settings.entity_vector_search)
+    how = _general(options.fusion, options.vector_weight, settings.name_boost, routing)
+    by_ranks = options.fusion is Fusion.RRF and routing is Routing.HYBRID
+    # What one pass over everything can do; the rest needs to know the candidates first.
+    at_once = how if time is None and options.iterations == 1 and not by_ranks else None
+    if vectors is None or vector is None:
+        found, near, _ = native.look(lists, talk, None, far, asked, None, allowed, None, None)
+        words, slots = WordScores(found), np.unique(near)
         cosine = np.full(len(slots), np.nan)
     else:
-        named = words.holding(rare) if settings.entity_vector_search else _NOTHING
-        long = _by_passage(view, query.vector, size, allowed)
-        others = np.concatenate([found, long]) if len(long) else found
-        slots, cosine = vectors.survey(query.vector, keys, size, allowed, named, ENTITY_LIST_SIZE, others)
+        long = _by_passage(view, vector, size, allowed) if view.evidence.has_passages else None
+
+        def look(rows: Rows | None, unit: NDArray[np.float32]) -> tuple[bool, native.Look]:
+            how = at_once if rows is not None else None
+            return rows is not None, native.look(lists, talk, rows, far, asked, unit, allowed, long, how)
+
+        scanned, (found, slots, known) = vectors.look(vector, look)
+        words = WordScores(found)
+        if scanned and at_once is not None:
+            return words, Candidates(slots, known)
+        cosine = known
+        keys = view.evidence.whole_column("key")
+        if not scanned:
+            named = words.naming() if settings.entity_vector_search else _NOTHING
+            slots, cosine = vectors.survey(vector, keys, size, allowed, named, ENTITY_LIST_SIZE, slots)
         for _ in range(1, options.iterations):
-            slots = np.union1d(slots, _again(view, query.vector, vectors, slots, cosine, words, allowed))
-            cosine = vectors.scores(query.vector, slots).astype(np.float64)
-    how = _fusion(view, words, slots, cosine, rare, options, settings, routing, time)
-    return Candidates(
-        *windows.fused(
-            talk, words.found, how, slots, cosine, WINDOW_REACH, WINDOW_WORDS // 2, WINDOW_K1, WINDOW_B, keys
-        )
-    )
+            slots = np.union1d(slots, _again(view, vector, vectors, slots, cosine, words, allowed))
+            cosine = vectors.scores(vector, slots).astype(np.float64)
+    if time is not None or by_ranks:
+        how = _particular(view, words, slots, cosine, options, settings, routing, time)
+    return words, Candidates(*windows.fused(talk, found, how, far, slots, cosine))
 
 
 _NOTHING = np.zeros(0, np.int64)
@@ -149,16 +150,18 @@ def _by_passage(view: RecallView, vector: NDArray[np.float32], size: int, allowe
     return long[ties.best(scores, view.evidence.keys(long), size)] if len(long) else long
 
 
-def _rare_names(view: RecallView, question: str, words: WordScores) -> list[int]:
-    """The rows of the terms that are rare names of the question."""
-    limit = min(MAX_NAME_SHARE * len(view.text), MAX_NAME_HOLDERS)
-    named = {term for name in proper_nouns(question) for term in _terms_of(name)}
-    return [row for row, term in enumerate(words.terms) if term in named and 0 < words.holders[row] <= limit]
-
-
-@lru_cache(MAX_NAMES_KNOWN)
-def _terms_of(name: str) -> tuple[str, ...]:
-    return tuple(query_terms(name))
+@lru_cache(MAX_SETTINGS)
+def _outlook(size: int, by_words: bool, by_name: bool) -> windows.Outlook:
+    return windows.Outlook(
+        size if by_words else 0,
+        size,
+        ENTITY_LIST_SIZE if by_name else 0,
+        SPREAD_FROM,
+        SPREAD_REACH,
+        WINDOW_WORDS // 2,
+        (WINDOW_REACH, WINDOW_WORDS // 2),
+        (WINDOW_K1, WINDOW_B),
+    )
 
 
 def _again(
@@ -184,35 +187,45 @@ def _again(
     return vectors.survey(moved, keys, ENTITY_LIST_SIZE, allowed, _NOTHING, 0, others)[0]
 
 
-def _fusion(
+@lru_cache(MAX_SETTINGS)
+def _general(fusion: Fusion | None, vector_weight: float | None, name_boost: float, routing: Routing) -> windows.Fusion:
+    """What the scores of all candidates are made of."""
+    return windows.Fusion(*_weights(fusion, vector_weight, name_boost, routing))
+
+
+def _weights(
+    fusion: Fusion | None, vector_weight: float | None, name_boost: float, routing: Routing
+) -> tuple[float, float, float, float]:
+    if routing is not Routing.HYBRID:
+        by_vector = float(routing is Routing.VECTOR)
+        return by_vector, 1 - by_vector, 0.0, 0.0
+    weight = 0.5 if vector_weight is None else vector_weight
+    return weight, 1 - weight, WINDOW_WEIGHT if fusion is None else 0.0, name_boost
+
+
+def _particular(
     view: RecallView,
     words: WordScores,
     slots: NDArray[np.int64],
     cosine: NDArray[np.float64],
-    rare: list[int],
     options: Options,
     settings: Settings,
     routing: Routing,
     time: QueryTime | None,
 ) -> windows.Fusion:
-    """What the candidates' scores are made of."""
-    factors = None
-    if time is not None and time.is_bound and settings.temporal_inference:
+    """What the scores of these candidates are made of: of their ranks, or times what their time says."""
+    weights = _weights(options.fusion, options.vector_weight, settings.name_boost, routing)
+    given, factors = None, None
+    if time is not None:
         when = view.evidence.column("when", slots)
         near = np.maximum(day_closeness(when, time), month_match(when, time))
         factors = np.asarray(1 + settings.temporal_mult_beta * (near - 0.5), np.float64)
-    if routing is not Routing.HYBRID:
-        by_vector = float(routing is Routing.VECTOR)
-        return windows.Fusion(by_vector, 1 - by_vector, 0.0, factors=factors)
-    weight = 0.5 if options.vector_weight is None else options.vector_weight
-    given = None
-    if options.fusion is Fusion.RRF:
+    if options.fusion is Fusion.RRF and routing is Routing.HYBRID:
         bm25, _ = words.at(slots)
         said = np.where(bm25 > 0, bm25, np.nan)
-        given = weight * _reciprocal(cosine, slots, view, settings)
-        given += (1 - weight) * _reciprocal(said, slots, view, settings)
-    by_window = WINDOW_WEIGHT if options.fusion is None else 0.0
-    return windows.Fusion(weight, 1 - weight, by_window, settings.name_boost, rare, given, factors)
+        given = weights[0] * _reciprocal(cosine, slots, view, settings)
+        given += weights[1] * _reciprocal(said, slots, view, settings)
+    return windows.Fusion(*weights, given, factors)
 
 
 def _reciprocal(

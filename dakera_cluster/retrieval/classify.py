@@ -13,7 +13,7 @@ import base64
 from enum import StrEnum
 from functools import cache
 from importlib import resources
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import msgspec
@@ -49,11 +49,13 @@ DIMENSION = 384
 
 
 class _Rows(NamedTuple):
-    """Every centroid: ``vectors``: float32[c, d], kind by kind, that of each beginning at its row in ``first``."""
+    """Every centroid: ``vectors``: float32[c, d], kind by kind, each in its part of ``parts``. ``factual``: the place of FACTUAL
+    among the ``kinds``."""
 
     margin: float
     kinds: list[QuestionKind]
-    first: list[int]
+    factual: int
+    parts: list[slice]
     vectors: NDArray[np.float32]
 
 
@@ -62,9 +64,10 @@ def _centroids() -> _Rows:
     data = resources.files("dakera_cluster.retrieval").joinpath("shipped", CENTROIDS_FILE).read_bytes()
     found = msgspec.json.decode(data, type=Centroids)
     kinds = sorted(found.vectors)
-    parts = [np.frombuffer(base64.b64decode(found.vectors[kind]), dtype="<f2").reshape(-1, DIMENSION) for kind in kinds]
-    first = [0, *accumulate(len(part) for part in parts)][:-1]
-    return _Rows(found.margin, kinds, first, np.concatenate(parts).astype(np.float32))
+    rows = [np.frombuffer(base64.b64decode(found.vectors[kind]), dtype="<f2").reshape(-1, DIMENSION) for kind in kinds]
+    parts = [slice(first, last) for first, last in pairwise((0, *accumulate(map(len, rows))))]
+    vectors = np.concatenate(rows).astype(np.float32)
+    return _Rows(found.margin, kinds, kinds.index(QuestionKind.FACTUAL), parts, vectors)
 
 
 def classify(vector: NDArray[np.float32] | None, time: QueryTime) -> QuestionKind:
@@ -72,11 +75,12 @@ def classify(vector: NDArray[np.float32] | None, time: QueryTime) -> QuestionKin
     centroid claims, is TEMPORAL."""
     best = QuestionKind.FACTUAL
     if vector is not None and len(vector) == DIMENSION:
-        margin, kinds, first, rows = _centroids()
-        near = dict(zip(kinds, np.maximum.reduceat(rows @ vector, first).tolist(), strict=True))
-        nearest = max(kinds, key=lambda kind: near[kind])
-        if near[nearest] >= near[QuestionKind.FACTUAL] + margin:
-            best = nearest
+        margin, kinds, factual, parts, rows = _centroids()
+        every = rows.dot(vector).tolist()
+        near = [max(every[part]) for part in parts]
+        nearest = max(near)
+        if nearest >= near[factual] + margin:
+            best = kinds[near.index(nearest)]
     if best is QuestionKind.FACTUAL and (time.asks_when or time.is_bound):
         return QuestionKind.TEMPORAL
     return best

@@ -24,7 +24,7 @@ from dakera_cluster.retrieval.classify import QuestionKind, classify
 from dakera_cluster.retrieval.coverage import covering
 from dakera_cluster.retrieval.features import NAMES, Features, features
 from dakera_cluster.retrieval.late import LateQuery, best_of, late_query
-from dakera_cluster.retrieval.lexical import WordScores, word_scores
+from dakera_cluster.retrieval.lexical import WordScores, asked
 from dakera_cluster.retrieval.model import Model, shipped
 from dakera_cluster.retrieval.options import Options, Rerank, Settings
 from dakera_cluster.retrieval.query import QueryFeatures
@@ -141,10 +141,10 @@ def _first_stage(
     time = query_time(query.text, query.now_s)
     kind = classify(query.vector, time) if settings.ml_classifier else QuestionKind.FACTUAL
     laps.lap("classify")
-    words = word_scores(view.text, query.text)
+    terms = asked(view.text.lists, query.text)
     laps.lap("words")
     bound = time if kind is QuestionKind.TEMPORAL else None
-    found = candidates(view, query, words, bound, options, settings, allowed)
+    words, found = candidates(view, query, terms, bound, options, settings, allowed)
     laps.lap("candidates")
     return kind, time, words, found
 

@@ -11,6 +11,8 @@ from dakera_cluster.index.analysis import QUERY_STOP_WORDS
 
 MAX_NAMES = 8
 _WORD = re.compile(r"[^\W\d_][\w'’-]*")
+_ASCII_WORD = re.compile(r"[A-Za-z][A-Za-z0-9_'-]*")
+"""The same, found sooner, where there is nothing else."""
 _NOT_NAMES = QUERY_STOP_WORDS | frozenset(
     [
         "who",
@@ -61,10 +63,11 @@ def proper_nouns(question: str) -> tuple[str, ...]:
 
     The first word counts only when the whole question is not capitalised and the word is no question word.
     """
-    words = _WORD.findall(question)
-    if not words or all(word[0].isupper() for word in words):
+    words = (_ASCII_WORD if question.isascii() else _WORD).findall(question)
+    capitals = [word for word in words if word[0].isupper()]
+    if len(capitals) == len(words):
         return ()
-    names = [word.removesuffix("'s").removesuffix("’s") for word in words if word[0].isupper()]
+    names = [word.removesuffix("'s").removesuffix("’s") for word in capitals]
     kept = [name for name in names if name.lower() not in _NOT_NAMES and len(name) > 1]
     if kept and kept[0] == words[0].removesuffix("'s") and words[0].lower().endswith(("ize", "ise")):
         kept = kept[1:]

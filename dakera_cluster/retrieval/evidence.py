@@ -10,7 +10,6 @@ of their passages. Owned by the shard's NamespaceView, read by the steps of the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from operator import is_
 from typing import Any
 
 import msgspec
@@ -88,6 +87,8 @@ class Evidence:
         said = spoken(content, metadata)
         traits = traits_of(said)
         self._unsay(slot)
+        # Their arrays may be others when this is done.
+        self._talk = self._traits = None
         when, dated = _when(said, fields)
         columns = self._columns
         if slot >= len(columns["key"]):
@@ -139,16 +140,16 @@ class Evidence:
 
     @property
     def talk(self) -> Talk:
-        """Who stands beside whom; good until the next change."""
-        own = self.order.previous, self.order.next, self._columns["words"], self._columns["speaker"]
-        if self._talk is None or not all(map(is_, self._talk.arrays, own)):
-            self._talk = Talk(*own)
+        """Who stands beside whom, and by what equals are told apart; good until the next change."""
+        if self._talk is None:
+            order, columns = self.order, self._columns
+            self._talk = Talk(order.previous, order.next, columns["words"], columns["speaker"], columns["key"])
         return self._talk
 
     @property
     def traits(self) -> Traits:
         """What the words of memories say about them; good until the next change."""
-        if self._traits is None or not all(map(is_, self._traits.arrays, Traits.arrays_of(self._columns))):
+        if self._traits is None:
             self._traits = Traits(self._columns)
         return self._traits
 

@@ -5,57 +5,66 @@ namespace: among short memories a longer one simply says more (b = 0.4), among l
 Terms, frequencies and lengths come from the full-text index; sums run in the order of the question's terms, so they are
 the same on every replica.
 
-Called by candidates.py (all memories) and features.py (windows around the pool).
+Called by the engine (the terms of a question), candidates.py (all memories, which native/candidates.c scores) and features.py
+(windows around the pool).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from itertools import pairwise
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dakera_cluster.index.fulltext import FullTextIndex
-from dakera_cluster.native import terms as native
+from dakera_cluster.index.analysis import query_terms
+from dakera_cluster.index.segment import hash_of
 from dakera_cluster.native import words as windows
+from dakera_cluster.native.candidates import Asked
+from dakera_cluster.native.postings import Lists
+from dakera_cluster.native.terms import Found
+from dakera_cluster.retrieval.entities import proper_nouns
 
 SHORT_K1, LONG_K1 = 0.9, 1.2
 SHORT_B, LONG_B = 0.4, 1.0
 SHORT_TERMS, LONG_TERMS = 32.0, 128.0
 """Mean terms of a memory up to which a namespace counts as one of short, and from which as one of long memories."""
 WINDOW_K1, WINDOW_B = 1.2, 0.75
+MAX_NAME_SHARE = 0.1
+MAX_NAME_HOLDERS = 2_000
+"""A name that more of the memories, or more memories, hold than this tells nothing, and its own pass would cost a scan."""
+MAX_WEIGHINGS_KNOWN = 1_024
+MAX_NAMES_KNOWN = 4_096
+"""Names whose terms are kept: questions name the same few again and again."""
 
 
-@dataclass(frozen=True, slots=True)
 class WordScores:
-    """Of one question over all slots. ``idf``: float64[t]; ``slots``: int32, of the memories that hold each term, one
-    term after another up to its end in ``ends``; ``holders``: how many those are; ``frequencies``:
-    uint8[t, size], at most MAX_FREQUENCY; ``lengths``: float64[size]. ``found``: the memories that hold any of the terms; its
-    coverage is the share of the terms' idf that a memory holds, 0 to 1."""
+    """Of one question over all slots: ``found``, the memories that hold any of its terms. ``lengths``: float64[size]."""
 
-    terms: tuple[str, ...]
-    idf: NDArray[np.float64]
-    slots: NDArray[np.int32]
-    ends: tuple[int, ...]
-    holders: tuple[int, ...]
-    frequencies: NDArray[np.uint8]
-    lengths: NDArray[np.float64]
-    found: native.Found
+    __slots__ = ("found", "lengths")
+
+    def __init__(self, found: Found) -> None:
+        self.found, self.lengths = found, found.lengths
+
+    @property
+    def idf(self) -> NDArray[np.float64]:
+        """float64[t]."""
+        return self.found.idf
+
+    @property
+    def frequencies(self) -> NDArray[np.uint8]:
+        """uint8[t, size], at most MAX_FREQUENCY."""
+        return self.found.frequencies
 
     def at(self, slots: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """``(bm25, coverage)`` of ``slots`` (ascending), float64[n]; 0 where there is no text."""
         places = _by_slot(self.found.places, slots)
         return self.found.bm25[places], self.found.coverage[places]
 
-    def holding(self, rows: list[int]) -> NDArray[np.int64]:
-        """The slots of the memories that hold a term in ``rows``; one that holds several comes as often."""
-        if not rows:
-            return np.zeros(0, np.int64)
-        return np.concatenate(
-            [self.slots[self.ends[row] - self.holders[row] : self.ends[row]] for row in rows], dtype=np.int64
-        )
+    def naming(self) -> NDArray[np.int64]:
+        """The slots of the memories that hold a rare name of the question."""
+        rare = self.found.rare
+        return np.flatnonzero(self.found.frequencies[rare].any(axis=0)) if len(rare) else np.zeros(0, np.int64)
 
 
 def _by_slot(values: np.ndarray, slots: NDArray[np.int64]) -> np.ndarray:
@@ -76,21 +85,28 @@ def normalisation(average_terms: float) -> tuple[float, float]:
     return SHORT_K1 + share * (LONG_K1 - SHORT_K1), SHORT_B + share * (LONG_B - SHORT_B)
 
 
-def word_scores(text: FullTextIndex, question: str) -> WordScores:
-    """BM25 and coverage of every memory."""
-    terms = tuple(dict.fromkeys(text.query_terms(question)))
-    slots, counts, ends = text.postings(terms)
-    stops = tuple(ends.tolist())
-    holders = tuple(stop - start for start, stop in pairwise((0, *stops)))
-    idf = np.array([text.idf(count) for count in holders])
-    k1, b = normalisation(text.average_length)
-    norms = k1 * (1 - b), k1 * b / (text.average_length or 1.0)
-    lengths = text.wide_lengths
-    found = native.found(slots, counts, ends, idf, k1, norms, lengths)
-    total = float(idf.sum())
-    if total > 0:
-        found.coverage[:] /= total
-    return WordScores(terms, idf, slots, stops, holders, found.frequencies, lengths, found)
+def asked(lists: Lists, question: str) -> Asked:
+    """The terms of a question, and which of them are names."""
+    terms = dict.fromkeys(query_terms(question))
+    names = {term for name in proper_nouns(question) for term in _terms_of(name)}
+    return Asked(
+        [*map(hash_of, terms)],
+        [term in names for term in terms] if names else [False] * len(terms),
+        *_weighing(lists.average_length),
+        min(MAX_NAME_SHARE * lists.documents, MAX_NAME_HOLDERS),
+    )
+
+
+@lru_cache(MAX_WEIGHINGS_KNOWN)
+def _weighing(average_terms: float) -> tuple[float, tuple[float, float]]:
+    """k1, and what a memory's frequencies are weighed against: so much, and so much a term it has."""
+    k1, b = normalisation(average_terms)
+    return k1, (k1 * (1 - b), k1 * b / (average_terms or 1.0))
+
+
+@lru_cache(MAX_NAMES_KNOWN)
+def _terms_of(name: str) -> tuple[str, ...]:
+    return tuple(query_terms(name))
 
 
 def window_scores(
@@ -101,7 +117,7 @@ def window_scores(
     ``neighbours``: int32[n, w] slots; ``inside``: bool[n, w], which of them belong to the window. Lengths are compared with
     the mean over the given windows.
     """
-    if not len(slots) or not len(words.terms):
+    if not len(slots) or not words.found.terms:
         return np.zeros(len(slots))
     return windows.window_bm25(
         slots, neighbours, inside, words.lengths, words.frequencies, words.idf, WINDOW_K1, WINDOW_B

@@ -65,15 +65,20 @@ _NAMED = re.compile(
     r"|(?P<word>today|tonight|yesterday|tomorrow|day before yesterday))\b",
     re.IGNORECASE,
 )
-# Most texts name no time: one look spares them all the others. Every date has a digit or a month's first letters, every
-# relative expression one of these.
-_MAY_NAME_DATES = re.compile(r"\d|" + "|".join(name[:3] for name in _MONTHS), re.IGNORECASE)
-_MAY_NAME_SPANS = re.compile("day|week|month|year|tonight|tomorrow", re.IGNORECASE)
 _WHEN = re.compile(
     r"\bwhen\b|\bhow long\b|\b(?:what|which)\s+(?:year|month|date|day|time|season|week)\b"
     r"|\bhow many (?:days|weeks|months|years)\b|\bhow (?:recently|often)\b",
     re.IGNORECASE,
 )
+# Most texts name no time: one look spares them all the others. Every date has a digit or a month's first letters, every
+# relative expression and every question for a time one of these.
+_DATE_HINTS = (*"0123456789", *(name[:3] for name in _MONTHS))
+_SPAN_HINTS = ("day", "week", "month", "year", "tonight", "tomorrow")
+_WHEN_HINTS = ("when", "date", "time", "season", "how long", "how recently", "how often")
+_HINTS = (*_DATE_HINTS, *_SPAN_HINTS, *_WHEN_HINTS)
+_DATE_HINT = re.compile("|".join((r"\d", *_DATE_HINTS)), re.IGNORECASE)
+_SPAN_HINT = re.compile("|".join(_SPAN_HINTS), re.IGNORECASE)
+_HINT = re.compile("|".join((r"\d", *_HINTS)), re.IGNORECASE)
 
 
 class PartialDate(msgspec.Struct, frozen=True):
@@ -104,9 +109,20 @@ class QueryTime(msgspec.Struct, frozen=True):
         return bool(self.dates or self.spans)
 
 
+_TIMELESS = QueryTime(False, (), ())
+
+
 def query_time(text: str, now_s: float) -> QueryTime:
     """The time a question asks for or names; relative expressions are resolved against ``now_s``."""
+    if not _hints(text, _HINTS, _HINT):
+        return _TIMELESS
     return QueryTime(_WHEN.search(text) is not None, partial_dates(text), relative_spans(text, day_of(now_s)))
+
+
+def _hints(text: str, parts: tuple[str, ...], pattern: re.Pattern[str]) -> bool:
+    """Whether ``text`` has any of ``parts`` (lower case) in it. ``pattern`` says so too, more slowly, and knows which letters
+    beyond ASCII are the same in another case."""
+    return any(map(text.lower().__contains__, parts)) if text.isascii() else pattern.search(text) is not None
 
 
 def day_of(seconds: float) -> int:
@@ -116,7 +132,7 @@ def day_of(seconds: float) -> int:
 
 def partial_dates(text: str) -> tuple[PartialDate, ...]:
     """The dates in ``text``, each at its fullest, in no particular order but always the same."""
-    if not _MAY_NAME_DATES.search(text):
+    if not _hints(text, _DATE_HINTS, _DATE_HINT):
         return ()
     found: list[PartialDate] = []
     taken: list[tuple[int, int]] = []
@@ -134,7 +150,7 @@ def partial_dates(text: str) -> tuple[PartialDate, ...]:
 
 def relative_spans(text: str, today: int) -> tuple[DaySpan, ...]:
     """The stretches of days that relative expressions in ``text`` mean, seen from the day ``today``."""
-    if not _MAY_NAME_SPANS.search(text):
+    if not _hints(text, _SPAN_HINTS, _SPAN_HINT):
         return ()
     spans: list[DaySpan] = []
     for match in _AGO.finditer(text):

@@ -17,7 +17,9 @@ from dakera_cluster.index import postings as module
 from dakera_cluster.index.analysis import folded, query_terms, spans, stem, terms
 from dakera_cluster.index.fulltext import FullTextIndex
 from dakera_cluster.index.query import Phrase, Prefix, QuerySyntax, Words, parse
+from dakera_cluster.index.segment import hashes_of
 from dakera_cluster.model.errors import CorruptionError
+from dakera_cluster.native import postings
 
 TEXT = (
     "adopt adoption adopting dog dogs cat river Riverside run running runner happy happily happiness university "
@@ -193,8 +195,8 @@ class FullTextMachine(RuleBasedStateMachine):
         lengths = self.index.doc_lengths
         assert all(lengths[slot] == len(document) for slot, document in naive.documents.items())
         terms = ("adopt", "run", "2023", "nothing")
-        assert self.index.wide_lengths.tolist() == lengths.tolist()
-        every, counts, ends = self.index.postings(terms)
+        assert self.index.lists.lengths.tolist() == lengths.tolist()
+        every, counts, ends = postings.of(self.index.lists, hashes_of(terms))
         assert (every.dtype, counts.dtype, ends.tolist()[-1]) == (np.int32, np.uint16, len(every))
         for place, term in enumerate(terms):
             part = slice(int(ends[place - 1]) if place else 0, int(ends[place]))
@@ -290,7 +292,7 @@ def test_frequencies_saturate_instead_of_wrapping() -> None:
     index = FullTextIndex()
     index.add(0, "dog " * 70_000)
     index.compact()
-    assert index.postings(["dog"])[1].tolist() == [65_535]
+    assert postings.of(index.lists, hashes_of(["dog"]))[1].tolist() == [65_535]
     assert index.doc_lengths[0] == 70_000
 
 

@@ -3,7 +3,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dakera_cluster.native import features, late, order, pool, terms, words
+from dakera_cluster.native import features, late, order, pool, words
+from tests.support.first_look import found_of
 
 COLUMNS = {
     "words": np.array([0, 3, 900], np.uint16),
@@ -75,13 +76,13 @@ def test_what_a_question_does_not_ask_about_is_nothing() -> None:
 
 def test_a_lone_memory_is_its_own_company() -> None:
     own, found = rows_of()
-    slots, lengths, idf = np.array([2, 0, 2], np.int32), np.array([4.0, 9.0, 2.0]), np.array([1.5, 0.5])
-    said = terms.found(slots, np.array([2, 1, 3], np.uint16), np.array([2, 3]), idf, 1.0, (0.5, 0.1), lengths)
+    lengths = np.array([4.0, 9.0, 2.0])
+    said = found_of([{2: 2, 0: 1}, {2: 3}], lengths, 3)
     query = question()
     own.add_lone(said, 1.2, 0.75, query)
     rows = named(own)
     none = np.empty((len(SLOTS), 0), np.int32)
-    text = words.window_bm25(SLOTS, none, none.astype(bool), lengths, said.frequencies, idf, 1.2, 0.75).tolist()
+    text = words.window_bm25(SLOTS, none, none.astype(bool), lengths, said.frequencies, said.idf, 1.2, 0.75).tolist()
     cover = late.weighted(np.maximum(found.best, 0), query.weights).tolist()
     assert rows["window_turns"] == rows["window_wide"] == text
     assert all(rows[name] == cover for name in ("cover_turn", "cover_next", "cover_near", "cover_talk"))

@@ -8,16 +8,9 @@ import numpy as np
 import pytest
 
 from dakera_cluster.native import late, library, order, vectors, words
+from tests.support.vector_rows import rows_of
 
 SOURCES = Path(library.__file__).parent
-CHUNK_ROWS = 64
-
-
-def planes_of(rows: np.ndarray) -> tuple[list[np.ndarray], vectors.Planes]:
-    parts = [np.stack(vectors.split(rows[at : at + CHUNK_ROWS])) for at in range(0, len(rows), CHUNK_ROWS)]
-    high = np.array([part[0].ctypes.data for part in parts], np.uint64)
-    low = np.array([part[1].ctypes.data for part in parts], np.uint64)
-    return parts, vectors.Planes(high, low, CHUNK_ROWS)
 
 
 def test_planes_hold_every_value() -> None:
@@ -33,11 +26,11 @@ def test_dot_products_are_those_of_numpy_wherever_a_row_lies(width: int) -> None
     rows = rng.integers(-32_767, 32_768, (200, width)).astype(np.int16)
     query = rng.standard_normal(width).astype(np.float32)
     slots = rng.permutation(200).astype(np.int64)
-    kept, planes = planes_of(rows)
+    kept, stored = rows_of(rows)
     expected = rows.astype(np.float64) @ query.astype(np.float64)
-    dots = vectors.gather(planes, slots, query)
+    dots = vectors.gather(stored, slots, query)
     np.testing.assert_allclose(dots, expected[slots], rtol=1e-5, atol=1e-6 * 32_767 * width)
-    alone = [vectors.gather(planes, slots[at : at + 1], query)[0] for at in range(200)]
+    alone = [vectors.gather(stored, slots[at : at + 1], query)[0] for at in range(200)]
     assert dots.tolist() == alone
     assert len(kept) == 4
 
@@ -53,11 +46,11 @@ def test_the_nearest_are_the_best_chosen_rows_ties_by_slot(wanted: int, width: i
     query /= np.linalg.norm(query)
     present, allowed = rng.random(300) < 0.9, rng.random(250) < 0.5
     scales = (1 / np.linalg.norm(rows.astype(np.float64), axis=1)).astype(np.float32)
-    _kept, planes = planes_of(rows)
+    _kept, stored = rows_of(rows, scales, present)
     for mask in (None, allowed):
-        found, scores = vectors.nearest(planes, present, mask, scales, query, wanted)
+        found, scores = vectors.nearest(stored, mask, query, wanted)
         chosen = np.flatnonzero(present if mask is None else present[:250] & mask)
-        cosines = vectors.gather(planes, chosen, query) * scales[chosen]
+        cosines = vectors.gather(stored, chosen, query) * scales[chosen]
         best = np.lexsort((chosen, -cosines))[:wanted]
         assert found.tolist() == chosen[best].tolist()
         assert np.array_equal(scores, cosines[best])
@@ -68,29 +61,27 @@ def test_the_bounds_of_the_high_plane_hold_for_extreme_rows_and_queries(width: i
     rng = np.random.default_rng(width)
     extremes = rng.choice(np.array([-32_767, -32_513, -1, 0, 255, 32_767], np.int16), (300, width))
     scales = (1 / np.maximum(1, np.linalg.norm(extremes.astype(np.float64), axis=1))).astype(np.float32)
-    _kept, planes = planes_of(extremes)
-    every = np.ones(300, bool)
+    _kept, stored = rows_of(extremes, scales)
     for query in (np.ones(width), np.eye(1, width)[0], rng.choice([-1.0, 1.0], width), np.zeros(width)):
         unit = (query / max(1.0, float(np.linalg.norm(query)))).astype(np.float32)
-        found, _ = vectors.nearest(planes, every, None, scales, unit, 5)
-        cosines = np.clip(vectors.gather(planes, np.arange(300), unit) * scales, -1, 1)
+        found, _ = vectors.nearest(stored, None, unit, 5)
+        cosines = np.clip(vectors.gather(stored, np.arange(300), unit) * scales, -1, 1)
         assert found.tolist() == np.lexsort((np.arange(300), -cosines))[:5].tolist()
 
 
 def test_rows_of_a_damaged_scale_are_found_like_others() -> None:
     rows = np.arange(5 * 32).reshape(5, 32).astype(np.int16)
-    _kept, planes = planes_of(rows)
     unit = np.full(32, 32**-0.5, np.float32)
     for scale in (-np.inf, np.inf, np.nan, -1.9e5):
         scales = np.array([scale, 1e-4, 1e-4, 1e-4, 1e-4], np.float32)
-        slots, _ = vectors.nearest(planes, np.ones(5, bool), None, scales, unit, 10)
+        _kept, stored = rows_of(rows, scales)
+        slots, _ = vectors.nearest(stored, None, unit, 10)
         assert sorted(slots.tolist()) == [0, 1, 2, 3, 4]
 
 
 def test_nothing_is_nearest_when_nothing_is_wanted() -> None:
-    _kept, planes = planes_of(np.zeros((4, 32), np.int16))
-    one = np.ones(32, np.float32)
-    assert len(vectors.nearest(planes, np.ones(4, bool), None, np.ones(4, np.float32), one, 0)[0]) == 0
+    _kept, stored = rows_of(np.zeros((4, 32), np.int16))
+    assert len(vectors.nearest(stored, None, np.ones(32, np.float32), 0)[0]) == 0
 
 
 class LateCase:
@@ -260,13 +251,15 @@ def test_occurrences_are_counted_however_many(count: int) -> None:
 
 
 def test_what_c_would_not_notice_is_refused() -> None:
-    _kept, planes = planes_of(np.zeros((4, 32), np.int16))
+    _kept, stored = rows_of(np.zeros((4, 32), np.int16))
     with pytest.raises(TypeError, match="float32"):
-        vectors.gather(planes, np.arange(4), np.zeros(32))
+        vectors.gather(stored, np.arange(4), np.zeros(32))
     with pytest.raises(TypeError, match="float32"):
-        vectors.gather(planes, np.arange(4), np.zeros(32, ">f4"))
+        vectors.gather(stored, np.arange(4), np.zeros(32, ">f4"))
     with pytest.raises(ValueError, match="contiguous"):
-        vectors.gather(planes, np.arange(8)[::2], np.zeros(32, np.float32))
+        vectors.gather(stored, np.arange(8)[::2], np.zeros(32, np.float32))
+    with pytest.raises(ValueError, match="31 components"):
+        vectors.gather(stored, np.arange(4), np.zeros(31, np.float32))
     case = LateCase(96, 4)
     case.runs = np.array([50]), np.array([11]), np.array([0])
     with pytest.raises(ValueError, match="runs reach beyond"):
@@ -285,17 +278,17 @@ def test_every_processor_finds_the_same_bits(tmp_path: Path, monkeypatch: pytest
     rng = np.random.default_rng(11)
     rows = rng.integers(-32_767, 32_768, (300, 389)).astype(np.int16)
     query = rng.standard_normal(389).astype(np.float32)
-    _kept, planes = planes_of(rows)
     scales = (1 / np.linalg.norm(rows.astype(np.float64), axis=1)).astype(np.float32)
     unit = (query / np.linalg.norm(query)).astype(np.float32)
+    _kept, stored = rows_of(rows, scales)
     score, weight = rng.random((40, 30)).astype(np.float32), rng.random(40)
 
     def results() -> list[np.ndarray]:
         cases = [LateCase(384, 9), LateCase(40, 19), LateCase(128, 35)]
         matched = [part for case in cases for part in case.matched(late.exact)]
         return [
-            vectors.gather(planes, np.arange(300), query),
-            *vectors.nearest(planes, np.ones(300, bool), None, scales, unit, 90),
+            vectors.gather(stored, np.arange(300), query),
+            *vectors.nearest(stored, None, unit, 90),
             *matched,
             *LateCase(392, 11).matched(late.estimated),
             late.weighted(score, weight),

@@ -29,7 +29,8 @@ def found(
     segments: list[dict[str, np.ndarray]], home: np.ndarray, tail: Tail, size: int, keys: list[int]
 ) -> list[list[tuple[int, int]]]:
     table = postings.Segments(range(HOME, HOME + len(segments)), segments)
-    slots, counts, ends = postings.of(table, home, tail, size, np.array(keys, np.uint64))
+    lists = postings.Lists(table, home, tail, size, np.zeros(len(home)), len(home), 0.0)
+    slots, counts, ends = postings.of(lists, np.array(keys, np.uint64))
     assert len(ends) == len(keys)
     pairs = list(zip(slots.tolist(), counts.tolist(), strict=True))
     stops = ends.tolist()
@@ -111,4 +112,4 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
         postings.Segments([HOME], [one | {"slots": np.zeros(1, np.int8)}])
     table = postings.Segments([HOME], [one])
     with pytest.raises(ValueError, match="longer"):
-        postings.of(table, np.zeros(3, np.uint8), tail_of([]), 1, np.zeros(1, np.uint64))
+        postings.Lists(table, np.zeros(3, np.uint8), tail_of([]), 1, np.zeros(3), 3, 0.0)

@@ -4,16 +4,9 @@ import numpy as np
 import pytest
 
 from dakera_cluster.native import vectors
+from tests.support.vector_rows import rows_of
 
-CHUNK_ROWS = 64
 NONE = np.zeros(0, np.int64)
-
-
-def planes_of(rows: np.ndarray) -> tuple[list[np.ndarray], vectors.Planes]:
-    parts = [np.stack(vectors.split(rows[at : at + CHUNK_ROWS])) for at in range(0, len(rows), CHUNK_ROWS)]
-    high = np.array([part[0].ctypes.data for part in parts], np.uint64)
-    low = np.array([part[1].ctypes.data for part in parts], np.uint64)
-    return parts, vectors.Planes(high, low, CHUNK_ROWS)
 
 
 def case(seed: int, count: int = 300, width: int = 70) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -29,14 +22,14 @@ def case(seed: int, count: int = 300, width: int = 70) -> tuple[np.ndarray, np.n
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_survey_is_the_nearest_the_nearest_held_and_the_others_each_once(wanted: int, masked: bool) -> None:
     rng = np.random.default_rng(wanted)
-    rows, scales, keys, query = case(wanted)
-    _kept, planes = planes_of(rows)
+    values, scales, keys, query = case(wanted)
     present = rng.random(300) < 0.9
+    _kept, rows = rows_of(values, scales, present)
     allowed = rng.random(280) < 0.5 if masked else None
     held = rng.integers(0, 300, 90)
     others = np.array([5, 5, 299, 310, 7, 400])
-    slots, cosines = vectors.survey(planes, present, allowed, scales, query, keys, wanted, held, 20, others)
-    every = np.clip(vectors.gather(planes, np.arange(300), query) * scales, -1, 1)
+    slots, cosines = vectors.survey(rows, allowed, query, keys, wanted, held, 20, others)
+    every = np.clip(vectors.gather(rows, np.arange(300), query) * scales, -1, 1)
     chosen = np.flatnonzero(present) if allowed is None else np.flatnonzero(present[:280] & allowed)
     named = np.intersect1d(chosen, held)
 
@@ -53,9 +46,8 @@ def test_a_survey_is_the_nearest_the_nearest_held_and_the_others_each_once(wante
 
 
 def test_a_survey_of_nothing_finds_the_others() -> None:
-    nothing = vectors.Planes(np.zeros(0, np.uint64), np.zeros(0, np.uint64), CHUNK_ROWS)
-    empty, query = np.zeros(0, np.float32), np.ones(8, np.float32)
-    arrays = nothing, np.zeros(0, bool), None, empty, query, np.zeros(0, np.uint64), 5
+    _kept, rows = rows_of(np.zeros((0, 8), np.int16))
+    arrays = rows, None, np.ones(8, np.float32), np.zeros(0, np.uint64), 5
     slots, cosines = vectors.survey(*arrays, np.array([0, 3]), 5, np.array([130, 2]))
     assert slots.tolist() == [2, 130]
     assert np.isnan(cosines).all()
@@ -63,18 +55,17 @@ def test_a_survey_of_nothing_finds_the_others() -> None:
 
 
 def test_slots_without_a_key_are_not_near_but_may_be_asked_for() -> None:
-    rows, scales, keys, query = case(3)
-    _kept, planes = planes_of(rows)
-    present = np.ones(300, bool)
-    slots, cosines = vectors.survey(planes, present, None, scales, query, keys[:10], 300, NONE, 0, np.array([200]))
+    values, scales, keys, query = case(3)
+    _kept, rows = rows_of(values, scales)
+    slots, cosines = vectors.survey(rows, None, query, keys[:10], 300, NONE, 0, np.array([200]))
     assert slots.tolist() == [*range(10), 200]
     assert not np.isnan(cosines).any()
 
 
 def test_rows_of_a_damaged_scale_are_surveyed_like_others() -> None:
-    rows, scales, keys, query = case(4, count=6)
-    _kept, planes = planes_of(rows)
+    values, scales, keys, query = case(4, count=6)
     for damage in (np.nan, np.inf, -np.inf, 1e30):
         scales[2] = damage
-        slots, _ = vectors.survey(planes, np.ones(6, bool), None, scales, query, keys, 10, np.array([2]), 1, NONE)
+        _kept, rows = rows_of(values, scales)
+        slots, _ = vectors.survey(rows, None, query, keys, 10, np.array([2]), 1, NONE)
         assert slots.tolist() == [0, 1, 2, 3, 4, 5]

@@ -5,7 +5,9 @@ import pytest
 
 from dakera_cluster.retrieval.temporal import (
     PartialDate,
+    QueryTime,
     day_closeness,
+    day_of,
     head_time,
     month_match,
     partial_dates,
@@ -87,3 +89,13 @@ def test_a_month_matches_in_any_year_unless_one_is_said() -> None:
 )
 def test_questions_for_a_time_are_recognised(text: str, asks: bool) -> None:
     assert query_time(text, 0.0).asks_when is asks
+
+
+@pytest.mark.parametrize("extra", ["", " – é"])
+def test_a_time_is_found_whatever_letters_stand_beside_it(extra: str) -> None:
+    assert not query_time(f"Who told whom of the pottery{extra}?", 0.0).is_bound
+    assert query_time(f"WHEN was it{extra}?", 0.0) == QueryTime(True, (), ())
+    assert query_time(f"How Long was it{extra}?", 0.0).asks_when
+    assert query_time(f"What of 8 MAY 2023{extra}?", 0.0).dates == (PartialDate(2023, 5, 8),)
+    assert query_time(f"What of YESTERDAY{extra}?", 0.0).spans == relative_spans("yesterday", day_of(0.0))
+    assert query_time(f"What of Tomorrow{extra}?", 0.0).is_bound
