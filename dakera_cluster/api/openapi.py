@@ -6,6 +6,7 @@ bodies also take ``null``, as the wire rules demand. Called once, when the app i
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -52,6 +53,10 @@ def document(routes: Iterable[Route]) -> dict[str, Any]:
     kinds = [*bodies, *queries, *answers, ErrorBody]
     schemas, components = msgspec.json.schema_components(kinds, ref_template=_REF)
     schema_of = dict(zip(map(repr, kinds), schemas, strict=True))
+    for component in components.values():
+        if "description" in component:
+            # Not every msgspec takes the indentation out of docstrings.
+            component["description"] = inspect.cleandoc(component["description"])
     _take_null(components, [schema_of[repr(kind)] for kind in bodies])
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
