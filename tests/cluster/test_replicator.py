@@ -171,4 +171,6 @@ async def test_a_write_of_two_shards_is_unsure_when_one_of_them_has_it(world: Wo
             lambda stamp: [Row(name, Kind.DOCUMENT, ROW, put_document(stamp, TEXT)) for name in (NAMESPACE, elsewhere)]
         )
     assert caught.value.ambiguous
-    assert any(ROW in world.wire.nodes[node].alive_ids(coordinator.shard_for(elsewhere, ROW)) for node in others)
+    assert any(
+        ROW in world.wire.nodes[node].alive_ids(coordinator.shard_for(elsewhere, ROW), elsewhere) for node in others
+    )

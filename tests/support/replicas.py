@@ -185,11 +185,13 @@ class Replicant:
         """Everything this node has of a shard."""
         return dict(self.host.replica(shard).page(b"", most_rows=1_000_000, most_bytes=1 << 40))
 
-    def alive_ids(self, shard: int) -> set[str]:
+    def alive_ids(self, shard: int, namespace: str = NAMESPACE) -> set[str]:
+        """Ids of the live documents of a namespace; others on the shard may have the same."""
+        found = ((keys.split_local(local), body) for local, body in self.rows(shard).items())
         return {
-            keys.split_local(local)[2]
-            for local, body in self.rows(shard).items()
-            if keys.split_local(local)[1] == Kind.DOCUMENT and decode_document(body).alive
+            row_id
+            for (owner, kind, row_id), body in found
+            if owner == namespace and kind == Kind.DOCUMENT and decode_document(body).alive
         }
 
     def residue(self, shard: int) -> list[tuple[str, bytes]]:
