@@ -132,10 +132,7 @@ class Router:
     ) -> list[A]:
         """One replica's answer of each part of a namespace. When none has heard of anything in it the others are asked: a
         replica that lags must not make a namespace unknown whose first write was acknowledged."""
-        if len(shards) == 1:
-            parts = [await self._asker.one(shards[0], request(shards[0]), kind)]
-        else:
-            parts = await _gather(self._asker.one(shard, request(shard), kind) for shard in shards)
+        parts = await _gather(self._asker.one(shard, request(shard), kind) for shard in shards)
         if any(map(has_some, parts)):
             return parts
 

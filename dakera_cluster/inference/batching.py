@@ -53,7 +53,7 @@ class Job:
         self.dropped = False
         self.given = False  # filled from what another node computed
         # In order of length, so that what is taken together pads little; the longest first, to be popped from the end.
-        self.pending = sorted(range(len(texts)), key=lambda index: -len(texts[index])) if len(texts) > 1 else [0]
+        self.pending = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
 
     def settle(self, error: Exception | None = None) -> None:
         """Ends the wait. On the event loop."""

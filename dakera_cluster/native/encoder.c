@@ -28,6 +28,24 @@ int encoder_runs(void) {
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
 }
 
+#ifdef HAS_TILES
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define XTILEDATA 18
+#define ARCH_REQ_XCOMP_PERM 0x1023
+
+static int tiles_granted(void) {
+    unsigned a, b, c, features;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &features)) return 0;
+    int has_tiles = features >> 24 & 1, has_bytes = features >> 25 & 1;
+    return has_tiles && has_bytes && syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) == 0;
+}
+#else
+static int tiles_granted(void) { return 0; }
+#endif
+
 /* Asks the system as well: it has to keep eight KiB more of a thread. */
 int encoder_has_tiles(void) { return encoder_runs() && tiles_granted(); }
 

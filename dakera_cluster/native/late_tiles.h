@@ -19,10 +19,7 @@ static int has_tiles(void) {
     static int known;
     int found = __atomic_load_n(&known, __ATOMIC_RELAXED);
     if (!found) {
-        int has_vectors = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-                          __builtin_cpu_supports("avx512vnni");
-        found = has_vectors && tiles_granted() ? 1 : -1;
+        found = encoder_has_tiles() ? 1 : -1;
         __atomic_store_n(&known, found, __ATOMIC_RELAXED);
     }
     return found > 0;

@@ -1,5 +1,5 @@
-/* The tiles of AMX, and whether there are any: eight registers of sixteen rows of 64 bytes, and products of whole tiles, whose
-   sums are of integers. For encoder_products.h and late_tiles.h. */
+/* The tiles of AMX: eight registers of sixteen rows of 64 bytes, and products of whole tiles, whose sums are of integers. Whether
+   there are any, encoder_has_tiles says. For encoder_products.h and late_tiles.h. */
 
 #pragma once
 #include "portable.h"
@@ -10,10 +10,7 @@
 
 #if defined(__x86_64__) && defined(__linux__) && (__GNUC__ >= 11 || __clang_major__ >= 12)
 #define HAS_TILES
-#include <cpuid.h>
 #include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #define TILED __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,amx-tile,amx-int8")))
 
@@ -40,20 +37,9 @@ TILED static void tiles_open(void) {
 /* What a thread leaves in its tiles is saved and restored whenever it is switched. */
 TILED static void tiles_close(void) { _tile_release(); }
 
-#define XTILEDATA 18
-#define ARCH_REQ_XCOMP_PERM 0x1023
-
-static int tiles_granted(void) {
-    unsigned a, b, c, features;
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &features)) return 0;
-    int has_tiles = features >> 24 & 1, has_bytes = features >> 25 & 1;
-    return has_tiles && has_bytes && syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) == 0;
-}
-
 #else
 
 #define TILED
-static int tiles_granted(void) { return 0; }
 static void tiles_open(void) {}
 static void tiles_close(void) {}
 
