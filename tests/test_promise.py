@@ -61,6 +61,18 @@ async def test_all_waiters_go_on_in_the_order_in_which_they_came() -> None:
     assert seen[-1] == (1, "x")
 
 
+@pytest.mark.parametrize("end", [lambda made: made.settle(1), lambda made: made.fail(KeyError())])
+async def test_who_was_told_at_once_is_not_told_again(end: Callable[[Promise[Any]], None]) -> None:
+    made, told = promise(), []
+    made.add_done_callback(told.append)
+    await in_a_callback(lambda: end(made))
+    assert told == [made]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert told == [made]
+    made.exception()
+
+
 async def test_an_error_is_raised_in_the_waiter_at_once() -> None:
     made, seen = promise(), []
 
