@@ -8,13 +8,11 @@ flight, flush, snapshot, close. Called by the process entry.
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import gc
 import logging
 import shutil
 import signal
-import ssl
 import tempfile
 import time
 from functools import partial
@@ -23,19 +21,14 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from dakera_cluster.api.server import ApiServer
-from dakera_cluster.api.settings import ApiSettings
 from dakera_cluster.cluster.birth import join_bucket
 from dakera_cluster.cluster.catalog import Catalog
-from dakera_cluster.cluster.collector import CollectorSettings
 from dakera_cluster.cluster.gate import Gate
 from dakera_cluster.cluster.holdings import Holdings
-from dakera_cluster.cluster.leader import LeaderSettings
 from dakera_cluster.cluster.local import LocalTransport, be_alone
 from dakera_cluster.cluster.maps import Maps
-from dakera_cluster.cluster.mover import MoverSettings
 from dakera_cluster.cluster.peer_server import PeerServer
 from dakera_cluster.cluster.peer_services import Context, Priority
-from dakera_cluster.cluster.peer_settings import PeerSettings, peer_tls
 from dakera_cluster.cluster.portrait import (
     COMMAND_METHOD,
     MAINTENANCE_METHOD,
@@ -43,12 +36,11 @@ from dakera_cluster.cluster.portrait import (
     MemberFacts,
     Portrait,
 )
-from dakera_cluster.cluster.repair import RepairSettings
-from dakera_cluster.cluster.replication import Replication, ReplicationSettings
-from dakera_cluster.cluster.replicator import Replicator, ReplicatorSettings
+from dakera_cluster.cluster.replication import Replication
+from dakera_cluster.cluster.replicator import Replicator
 from dakera_cluster.cluster.router import Router
-from dakera_cluster.cluster.runtime import Runtime, RuntimeSettings
-from dakera_cluster.cluster.segments import Segments, SegmentSettings
+from dakera_cluster.cluster.runtime import Runtime
+from dakera_cluster.cluster.segments import Segments
 from dakera_cluster.cluster.status import NodeStatus
 from dakera_cluster.cluster.vitals import VitalSigns
 from dakera_cluster.inference.onnx_pass import Device
@@ -73,18 +65,10 @@ from dakera_cluster.memory.texts import Texts
 from dakera_cluster.memory.usage import UsageNotes
 from dakera_cluster.model.config import Settings
 from dakera_cluster.model.config.storage import StorageKind
-from dakera_cluster.model.config.values import Secret
 from dakera_cluster.model.errors import DakeraError
 from dakera_cluster.model.hlc import HybridClock
 from dakera_cluster.model.ids import NodeId, node_tag
-from dakera_cluster.protocols.hints import HintsConfig
-from dakera_cluster.protocols.lease_events import LeaseConfig
-from dakera_cluster.protocols.members import Address
-from dakera_cluster.protocols.quorum import ReadLevel, WriteLevel
-from dakera_cluster.protocols.rebalance import RebalanceConfig
-from dakera_cluster.protocols.swim_config import SwimConfig
-from dakera_cluster.protocols.tombstones import TombstoneConfig
-from dakera_cluster.retrieval.options import Settings as RecallSettings
+from dakera_cluster.protocols.quorum import ReadLevel
 from dakera_cluster.shard import keys
 from dakera_cluster.shard.host import Host, HostSettings
 from dakera_cluster.shard.view import ViewSettings
@@ -93,6 +77,7 @@ from dakera_cluster.storage.memory_objects import MemoryObjectStore
 from dakera_cluster.storage.objects import ObjectStore
 from dakera_cluster.storage.rocks import RowStoreSettings
 from dakera_cluster.storage.rows import RowStore, StoreState
+from node import part_settings
 from node.identity import Identity, take_identity
 from node.measures import WriteMeasures
 from node.shared import Shared
@@ -186,7 +171,7 @@ async def start_node(settings: Settings, stack: contextlib.AsyncExitStack, stop:
         view_bytes=settings.storage.l1_cache_bytes,
         lanes=settings.retrieval.index_threads,
         queued_calls=settings.limits.queued_searches,
-        recall=_recall_settings(settings),
+        recall=part_settings.recall_settings(settings),
     )
     host = Host(store, view_settings, host_settings, wall_ms)
     host.start()
@@ -195,12 +180,12 @@ async def start_node(settings: Settings, stack: contextlib.AsyncExitStack, stop:
     clock = HybridClock(node_tag(identity.node))
     maps = Maps(store, identity.node, settings.cluster.shards)
     holdings = Holdings(store, identity.node)
-    gate = Gate(identity.node, host, maps, holdings, clock, wall_ms, _tombstones(settings))
+    gate = Gate(identity.node, host, maps, holdings, clock, wall_ms, part_settings.tombstones(settings))
     runtime = await _member(settings, identity, store, objects, maps, gate, stop)
     replication: Replication | None = None
     if runtime is not None:
         replication = Replication(
-            _replication_settings(settings),
+            part_settings.replication_settings(settings),
             identity.node,
             identity.disk,
             store,
@@ -222,12 +207,19 @@ async def start_node(settings: Settings, stack: contextlib.AsyncExitStack, stop:
     if replication is not None:
         router.staleness_ms = replication.repair.staleness_ms
     hint = replication.hints.add if replication is not None else None
-    replicator = Replicator(maps, router, transport, clock, wall_ms, _replicator_settings(settings), hint)
+    replicator = Replicator(maps, router, transport, clock, wall_ms, part_settings.replicator_settings(settings), hint)
     stack.push_async_callback(replicator.close)
 
     if replication is None and settings.storage.kind.in_s3:
         segments = Segments(
-            objects, host, maps, holdings, identity.node, identity.disk, lambda _: False, _segment_settings(settings)
+            objects,
+            host,
+            maps,
+            holdings,
+            identity.node,
+            identity.disk,
+            lambda _: False,
+            part_settings.segment_settings(settings),
         )
         segments.start()
         stack.push_async_callback(segments.close)
@@ -279,7 +271,7 @@ async def start_node(settings: Settings, stack: contextlib.AsyncExitStack, stop:
     registry = CollectorRegistry()
     registry.register(shared.metrics)
     registry.register(WriteMeasures(replicator, store, embedder))
-    server = ApiServer(services, _api_settings(settings), registry=registry, request_shutdown=stop.set)
+    server = ApiServer(services, part_settings.api_settings(settings), registry=registry, request_shutdown=stop.set)
     shared.add_limits(server.runtime.limiter, server.runtime.monotonic)
     if shared.configured:
         status.add_check("redis", shared.check)
@@ -314,7 +306,7 @@ async def _member(
         return None
     cluster_id = await join_bucket(store, objects)
     runtime = Runtime(
-        _runtime_settings(settings),
+        part_settings.runtime_settings(settings),
         cluster_id,
         identity.node,
         identity.boot,
@@ -326,73 +318,6 @@ async def _member(
     )
     runtime.register()
     return runtime
-
-
-def _runtime_settings(settings: Settings) -> RuntimeSettings:
-    cluster, server = settings.cluster, settings.server
-    bind = settings.gossip_bind
-    keys_ = [_key_bytes(secret) for secret in (cluster.gossip_key, cluster.gossip_key_previous) if secret is not None]
-    advertise = cluster.gossip_advertise
-    secret = cluster.secret or server.root_api_key
-    seeds = tuple(Address(seed.host, seed.port) for seed in cluster.seeds)
-    return RuntimeSettings(
-        bind=Address(bind.host, bind.port),
-        advertise=Address(advertise.host, advertise.port) if advertise is not None else None,
-        api_url=cluster.api_advertise or f"http://{server.host}:{server.port}",
-        zone=cluster.zone or "",
-        seeds=seeds,
-        secret=secret.reveal() if secret is not None else None,
-        gossip_keys=tuple(keys_),
-        peers=PeerSettings(message_bytes=cluster.peer_frame_bytes, inflight=cluster.peer_inflight),
-        tls=_peer_tls(settings),
-        swim=SwimConfig(
-            probe_interval_ms=float(cluster.probe_interval_ms),
-            probe_timeout_ms=float(cluster.probe_timeout_ms),
-            suspicion_multiplier=cluster.suspicion_multiplier,
-            gossip_interval_ms=float(cluster.gossip_interval_ms),
-            push_pull_interval_ms=float(cluster.push_pull_interval_ms),
-        ),
-        leader=LeaderSettings(
-            lease=LeaseConfig(ttl_ms=cluster.lease_ttl_ms),
-            rebalance=RebalanceConfig(
-                delay_ms=1000.0 * cluster.rebalance_delay_s, moves_per_node=cluster.concurrent_moves
-            ),
-            shards=cluster.shards,
-            replication_factor=cluster.replication_factor,
-            birth_members=min(cluster.replication_factor, len(set(seeds)) + 1),
-        ),
-    )
-
-
-def _tombstones(settings: Settings) -> TombstoneConfig:
-    return TombstoneConfig(grace_ms=1000.0 * settings.cluster.tombstone_grace_s)
-
-
-def _segment_settings(settings: Settings) -> SegmentSettings:
-    return SegmentSettings(interval_s=float(settings.cluster.segment_interval_s))
-
-
-def _replication_settings(settings: Settings) -> ReplicationSettings:
-    cluster = settings.cluster
-    return ReplicationSettings(
-        hints=HintsConfig(max_age_ms=1000.0 * cluster.hint_max_age_s, target_max_bytes=cluster.hint_max_bytes),
-        repair=RepairSettings(interval_ms=1000.0 * cluster.repair_interval_s),
-        mover=MoverSettings(shards_at_once=cluster.concurrent_moves, bytes_per_s=float(cluster.move_bytes_per_s)),
-        collector=CollectorSettings(tombstones=_tombstones(settings)),
-        segments=_segment_settings(settings),
-    )
-
-
-def _peer_tls(settings: Settings) -> tuple[ssl.SSLContext, ssl.SSLContext] | None:
-    cluster = settings.cluster
-    if cluster.peer_tls_cert is None or cluster.peer_tls_key is None or cluster.peer_tls_ca is None:
-        return None
-    return peer_tls(Path(cluster.peer_tls_cert), Path(cluster.peer_tls_key), Path(cluster.peer_tls_ca))
-
-
-def _key_bytes(secret: Secret) -> bytes:
-    text = secret.reveal()
-    return bytes.fromhex(text) if len(text) == 64 else base64.b64decode(text)
 
 
 def _map_check(maps: Maps, holdings: Holdings, node: NodeId) -> tuple[bool, str | None]:
@@ -480,24 +405,6 @@ def _objects(settings: Settings, directory: Path) -> ObjectStore:
     return DirectoryObjectStore(storage.bucket_path or directory / "bucket")
 
 
-def _recall_settings(settings: Settings) -> RecallSettings:
-    retrieval, memory = settings.retrieval, settings.memory
-    return RecallSettings(
-        rrf_k=retrieval.rrf_k,
-        name_boost=retrieval.name_boost,
-        ml_classifier=retrieval.ml_classifier,
-        temporal_inference=retrieval.temporal_inference,
-        temporal_mult_beta=retrieval.temporal_mult_beta,
-        entity_vector_search=retrieval.entity_vector_search,
-        half_life_s=float(memory.decay_half_life_s) if memory.decay_enabled else None,
-    )
-
-
-def _replicator_settings(settings: Settings) -> ReplicatorSettings:
-    cluster = settings.cluster
-    return ReplicatorSettings(WriteLevel(cluster.write_level.value), cluster.write_timeout_ms)
-
-
 async def _embedder(settings: Settings) -> Embedder | UnavailableEmbedder:
     models = settings.models
     embedder = await asyncio.to_thread(
@@ -528,19 +435,3 @@ async def _reranker(settings: Settings) -> Reranker | UnavailableReranker:
     )
     log.info("cross-encoder: %s", reranker.name if reranker.available else reranker.reason)
     return reranker
-
-
-def _api_settings(settings: Settings) -> ApiSettings:
-    server, limits = settings.server, settings.limits
-    return ApiSettings(
-        host=server.host,
-        port=server.port,
-        root_key=server.root_api_key.reveal() if server.root_api_key is not None else None,
-        auth_enabled=server.auth_enabled,
-        cors_origins=server.cors_origins,
-        rate_limit_rps=limits.rate_limit_rps,
-        rate_limit_burst=limits.rate_limit_burst,
-        max_body_bytes=limits.max_body_bytes,
-        request_timeout_s=float(server.request_timeout_s),
-        max_in_flight=limits.max_inflight_requests,
-    )
