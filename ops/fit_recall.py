@@ -49,9 +49,11 @@ def pools(path: Path, maker: Maker) -> list[Pool]:
 def _pool(asked: Asked, question: Question, query: QueryFeatures, *, is_altered: bool) -> Pool:
     prepared = prepare(asked.view, query, Options(), Settings())
     evidence = set(question.evidence)
-    gold = np.array([asked.view.ids[slot] in evidence for slot in prepared.ranked.slots.tolist()], bool)
+    gold = np.array([asked.view.ids[slot] in evidence for slot in prepared.pool.slots.tolist()], bool)
     share = ALTERED_SHARE if is_altered else 1.0
-    return Pool(prepared.features.values, gold, len(evidence), asked.conversation.id, share, is_altered)
+    return Pool(
+        np.ascontiguousarray(prepared.pool.values.T), gold, len(evidence), asked.conversation.id, share, is_altered
+    )
 
 
 def measured(kind: Sequence[Pool], weights: dict[str, float]) -> list[tuple[float, float]]:

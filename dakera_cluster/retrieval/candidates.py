@@ -10,9 +10,9 @@ more gets longer lists. Called by the engine.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -43,8 +43,7 @@ MAX_SETTINGS = 64
 Mask = NDArray[np.bool_]
 
 
-@dataclass(frozen=True, slots=True)
-class Candidates:
+class Candidates(msgspec.Struct, frozen=True, gc=False):
     """``slots``: int64[n], the best first. ``columns``: float64[5, n], parallel to them: ``fused`` (descending), ``cosine`` (NaN
     without a vector), ``bm25``, ``coverage`` and ``window``."""
 
@@ -70,14 +69,6 @@ class Candidates:
     @property
     def window(self) -> NDArray[np.float64]:
         return np.asarray(self.columns[4])
-
-    def head(self, n: int) -> Candidates:
-        """The first ``n``."""
-        return Candidates(self.slots[:n], self.columns[:, :n])
-
-    def at(self, places: NDArray[np.int64]) -> Candidates:
-        """Those at ``places``."""
-        return Candidates(self.slots[places], self.columns.take(places, axis=1))
 
 
 def candidates(

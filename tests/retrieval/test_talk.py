@@ -31,10 +31,10 @@ def view_of(rows: dict[str, dict[str, Any]], order: list[str] | None = None) -> 
 
 def features_of(view: LocalView, text: str) -> dict[str, dict[str, float]]:
     """Row id to feature to value."""
-    found = prepare(view, question(text), Options(), Settings()).features
+    found = prepare(view, question(text), Options(), Settings()).pool
     return {
         view.ids[slot]: dict(zip(NAMES, values, strict=True))
-        for slot, values in zip(found.slots.tolist(), found.values.tolist(), strict=True)
+        for slot, values in zip(found.slots.tolist(), found.values.T.tolist(), strict=True)
     }
 
 
