@@ -132,9 +132,6 @@ long spread(const talk_links *talk, const int64_t *slots, const double *scores, 
             long allowed_count, long wanted, long around, long reach, long budget, int64_t *found);
 long fuse(const talk_links *talk, const word_scores *words, const fusion *how, const outlook *far, const int64_t *slots,
           const double *cosines, long count, int64_t *ordered, double *columns);
-long look(const posting_lists *lists, const talk_links *talk, const vector_rows *rows, const outlook *far,
-          const asked_terms *asked, const float *vector, const uint8_t *allowed, long allowed_count, const int64_t *others,
-          long other_count, const fusion *how, uint8_t *room, word_scores *words);
 long best_hits(const int64_t *slots, const double *scores, long count, const uint8_t *allowed, long allowed_count,
                const uint64_t *keys, long key_count, long wanted, int64_t *places);
 void weighted_rows(const double *values, const double *weights, long rows, long count, double *sums);
@@ -202,19 +199,29 @@ typedef struct {
     double share;
 } pool_bounds;
 
-/* How the memories of a pool are ranked. words: NULL where they have company, which then says what stands around them. model:
-   NULL for features alone. Of the answer the first wanted are asked for. is_whole: no features come from elsewhere. */
+/* How the memories of a pool are ranked. model: NULL for features alone. Of the answer the first wanted are asked for. are_alone:
+   nothing stands around any of them; is_whole: no features come from elsewhere. */
 typedef struct {
     const trait_columns *traits;
     const asked_traits *asked;
     const feature_layout *layout;
-    const word_scores *words;
     const talk_links *talk;
     const importance_columns *importance;
     const ranking_model *model;
     valuation value;
-    long wanted, is_whole;
+    long wanted, are_alone, is_whole;
 } judging;
+
+/* A second look at candidates, and what comes of it; pool lies in room. */
+typedef struct {
+    late_query *query;
+    const token_rows *stored;
+    const pool_bounds *bounds;
+    const judging *how;
+    void *room;
+    pool_memories *pool;
+    long status;
+} second_look;
 
 void common_features(const pool_memories *pool, const asked_traits *asked, const trait_columns *traits,
                      const feature_layout *layout, int64_t *ahead);
@@ -224,12 +231,15 @@ void close_features(const pool_memories *pool, const double *talk_lengths, const
 
 long cut_pool(const late_query *query, const int64_t *slots, const double *columns, long stride, const pool_bounds *bounds,
               const float *best, const double *first, const judging *how, void *room, pool_memories *pool);
-long review(late_query *query, const token_rows *stored, const int64_t *slots, const double *columns, long stride,
-            const pool_bounds *bounds, const judging *how, void *room, pool_memories *pool);
-long judge(const pool_memories *pool, const late_query *query, const judging *how);
+void review(second_look *second, const int64_t *slots, const double *columns, long stride, const word_scores *words);
+long judge(const pool_memories *pool, const late_query *query, const judging *how, const word_scores *words);
 long conclude(const pool_memories *pool, const double *talk_lengths, const judging *how);
 long add_importance(const importance_columns *importance, const valuation *how, const int64_t *slots, long count, double *sums);
 void scores_of(const ranking_model *model, const double *relevance, long count, double *scores);
+
+long look(const posting_lists *lists, const talk_links *talk, const vector_rows *rows, const outlook *far,
+          const asked_terms *asked, const float *vector, const uint8_t *allowed, long allowed_count, const int64_t *others,
+          long other_count, const fusion *how, uint8_t *room, word_scores *words, second_look *second);
 
 void stretches(const int32_t *previous, const int32_t *next, long linked, const uint16_t *words, const int32_t *speakers,
                const double *when, long known, const int64_t *slots, long count, long reach, double pause,

@@ -157,21 +157,21 @@ long conclude(const pool_memories *pool, const double *talk_lengths, const judgi
 
 /* The features of a pool and, where those are whole, what conclude does. Returns what it does, BEYOND_COLUMNS also for a slot
    beyond the traits. */
-long judge(const pool_memories *pool, const late_query *query, const judging *how) {
+long judge(const pool_memories *pool, const late_query *query, const judging *how, const word_scores *words) {
     for (long at = 0; at < pool->count; at++)
         if (pool->slots[at] < 0 || pool->slots[at] >= how->traits->size) return BEYOND_COLUMNS;
     int64_t *ahead = malloc((pool->count + 1) * sizeof *ahead + query->tokens * pool->count * sizeof(float));
     if (!ahead) return NO_MEMORY;
     common_features(pool, how->asked, how->traits, how->layout, ahead);
-    if (how->words) lone_features(pool, how->words, query, how->layout, (float *)(ahead + pool->count + 1));
+    if (how->are_alone) lone_features(pool, words, query, how->layout, (float *)(ahead + pool->count + 1));
     free(ahead);
     return how->is_whole ? conclude(pool, NULL, how) : 0;
 }
 
-/* A pool matched as by late_whole, cut as by cut_pool and judged. Returns what those do, or WITHOUT_TOKENS when a memory has none:
-   then there is no pool. */
-long review(late_query *query, const token_rows *stored, const int64_t *slots, const double *columns, long stride,
-            const pool_bounds *bounds, const judging *how, void *room, pool_memories *pool) {
-    long status = cut_matched(query, stored, slots, columns, stride, bounds, how, room, pool);
-    return status ? status : judge(pool, query, how);
+/* A pool matched as by late_whole, cut as by cut_pool and judged. The status is what those return, or WITHOUT_TOKENS when a memory
+   has none: then there is no pool. */
+void review(second_look *second, const int64_t *slots, const double *columns, long stride, const word_scores *words) {
+    second->status = cut_matched(second->query, second->stored, slots, columns, stride, second->bounds, second->how, second->room,
+                                 second->pool);
+    if (!second->status) second->status = judge(second->pool, second->query, second->how, words);
 }

@@ -25,7 +25,7 @@ COLUMNS = FOUND_COLUMNS + 2
 COSINE, LATE = 1, FOUND_COLUMNS
 ANSWER_COLUMNS = 4
 """Of a result: relevance, score, cosine and BM25."""
-WITHOUT_TOKENS, WITHOUT_KEY, BEYOND_COLUMNS = -4, -5, -6
+WITHOUT_TOKENS, WITHOUT_KEY, BEYOND_COLUMNS, NOT_TAKEN = -4, -5, -6, -7
 
 
 class Bounds:
@@ -72,6 +72,10 @@ class Pool:
 
     def __len__(self) -> int:
         return self._kept
+
+    def shrink(self, size: int, kept: int) -> None:
+        """It was of fewer than there is room for."""
+        self._size, self._kept = size, min(size, kept)
 
     def _part(self, start: int, count: int) -> NDArray[np.float64]:
         """``count`` rows of the kept ones, from the row ``start`` on."""
@@ -140,41 +144,41 @@ class Weighing(NamedTuple):
 
 
 class Judging:
-    """How the memories of a pool are ranked: what features are made of, and what becomes of them. ``words``: None where memories
-    have company, which then says what stands around them. ``is_whole``: no features come from elsewhere, so that what makes the
-    pool concludes as well. Equals are told apart by the keys of ``talk``."""
+    """How the memories of a pool are ranked: what features are made of, and what becomes of them. ``are_alone``: nothing stands
+    around any of them. ``is_whole``: no features come from elsewhere, so that what makes the pool concludes as well. Equals are
+    told apart by the keys of ``talk``."""
 
-    __slots__ = ("_kept", "layout", "struct")
+    __slots__ = ("_kept", "are_alone", "is_whole", "layout", "struct")
 
     def __init__(
         self,
         layout: Layout,
         asked: Asked,
         traits: Traits,
-        words: Found | None,
         talk: Talk,
         importance: Importance,
         weighing: Weighing,
         *,
+        are_alone: bool,
         is_whole: bool,
     ) -> None:
         value, model, wanted = weighing
         if model is not None and model.rows != layout.rows:
             raise ValueError(f"{layout.rows} features, but {model.rows} weights")
-        self.layout = layout
-        self._kept = traits, asked, words, talk, importance, model
+        self.layout, self.are_alone, self.is_whole = layout, are_alone, is_whole
+        self._kept = traits, asked, talk, importance, model
         self.struct = filled(
             "judging *",
             (
                 traits.struct,
                 asked.struct,
                 layout.struct,
-                NULL if words is None else words.struct,
                 talk.struct,
                 importance.struct,
                 NULL if model is None else model.struct,
                 value,
                 wanted,
+                are_alone,
                 is_whole,
             ),
         )
@@ -184,34 +188,38 @@ Judged = tuple[Pool, int]
 """A pool and, where it is concluded, how many of the wanted are as relevant as the next one."""
 
 
-def reviewed(
-    query: late.Query,
-    stored: late.Stored,
-    slots: NDArray[np.int64],
-    columns: NDArray[np.float64],
-    bounds: Bounds,
-    how: Judging,
-) -> Judged | None:
-    """The pool of some candidates (``slots`` int64[n], ``columns`` float64[FOUND_COLUMNS, n]), each matched as one run of tokens,
-    cut as by ``cut`` and judged. None when a memory has no tokens, or all have more than the bounds allow. Raises ValueError
-    for a slot without a key or beyond the columns of traits or importance."""
-    if stored.struct[0].width != query.width:
-        raise ValueError("tokens of another width")
-    pool = _room_for(query, slots, columns, bounds, how)
-    status = kernels.review(
-        query.struct,
-        stored.struct,
-        given(slots, np.int64),
-        given(columns, np.float64),
-        len(slots),
-        bounds.struct,
-        how.struct,
-        pool.held,
-        pool.struct,
-    )
-    if status in (late.TOO_MANY, WITHOUT_TOKENS):
-        return None
-    return pool, _checked(status)
+class SecondLook:
+    """What is to become of candidates: each is matched as one run of ``stored`` tokens, and they are cut as by ``cut`` and judged.
+    A first look goes on with it at once, or it is taken ``at`` them."""
+
+    __slots__ = ("_bounds", "_kept", "_pool", "struct")
+
+    def __init__(self, query: late.Query, stored: late.Stored, bounds: Bounds, how: Judging) -> None:
+        if stored.struct[0].width != query.width:
+            raise ValueError("tokens of another width")
+        self._bounds, self._kept = bounds, (query, stored, how)
+        self._pool = pool = Pool(len(query), bounds.size, bounds.kept, how.layout.rows)
+        known = query.struct, stored.struct, bounds.struct, how.struct
+        self.struct = filled("second_look *", (*known, pool.held, pool.struct, NOT_TAKEN))
+
+    @property
+    def is_taken(self) -> bool:
+        return bool(self.struct.status != NOT_TAKEN)
+
+    def at(self, slots: NDArray[np.int64], columns: NDArray[np.float64], words: Found) -> None:
+        """Take it at some candidates (``columns``: float64[FOUND_COLUMNS, n])."""
+        if columns.shape != (FOUND_COLUMNS, len(slots)):
+            raise ValueError("the arrays of a pool do not fit together")
+        kernels.review(self.struct, given(slots, np.int64), given(columns, np.float64), len(slots), words.struct)
+
+    def judged(self, count: int) -> Judged | None:
+        """What came of it for as many candidates. None when a memory has no tokens, or all have more than the bounds allow. Raises
+        ValueError for a slot without a key or beyond the columns of traits or importance."""
+        status = self.struct.status
+        if status in (late.TOO_MANY, WITHOUT_TOKENS):
+            return None
+        self._pool.shrink(min(self._bounds.size, count), self._bounds.kept)
+        return self._pool, _checked(status)
 
 
 def cut(
@@ -224,7 +232,7 @@ def cut(
     how: Judging,
 ) -> Pool:
     """The pool of some candidates, the first of which are matched: ``best``: float32[t, size], what each token found; its weighted
-    sum is the late score, ``first`` (float64[size]) that of the first passage. Ties by key. Raises as ``reviewed`` does."""
+    sum is the late score, ``first`` (float64[size]) that of the first passage. Ties by key. Raises as ``SecondLook`` does."""
     pool = _room_for(query, slots, columns, bounds, how)
     size = min(bounds.size, len(slots))
     if len(first) != size or best.shape != (len(query), size):
@@ -245,16 +253,16 @@ def cut(
     return pool
 
 
-def judged(pool: Pool, query: late.Query, how: Judging) -> Judged:
-    """``pool`` with its features, and concluded where they are whole. Raises as ``reviewed`` does."""
+def judged(pool: Pool, query: late.Query, how: Judging, words: Found) -> Judged:
+    """``pool`` with its features, and concluded where they are whole. Raises as ``SecondLook`` does."""
     if len(query) != len(pool.best):
         raise ValueError("the tokens of the pool are not the question's")
-    return pool, _checked(kernels.judge(pool.struct, query.struct, how.struct))
+    return pool, _checked(kernels.judge(pool.struct, query.struct, how.struct, words.struct))
 
 
 def concluded(pool: Pool, talk_lengths: NDArray[np.float64] | None, how: Judging) -> Judged:
     """``pool`` with the features that are others again, in proportion to what else is known (``talk_lengths``: float64[m], None for
-    no talk), the graded ones scaled, and ranked by the model. Raises as ``reviewed`` does."""
+    no talk), the graded ones scaled, and ranked by the model. Raises as ``SecondLook`` does."""
     if talk_lengths is not None and len(talk_lengths) != len(pool):
         raise ValueError("lengths of other talks")
     lengths = NULL if talk_lengths is None else given(talk_lengths, np.float64)

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 
 from dakera_cluster.model.memories import DEFAULT_IMPORTANCE
 from dakera_cluster.native import importance
-from dakera_cluster.native.pool import Bounds, Pool, Weighing
+from dakera_cluster.native.pool import Bounds, Judging, Pool, SecondLook, Weighing
 from dakera_cluster.retrieval import ties
 from dakera_cluster.retrieval.candidates import Candidates, Mask, candidates
 from dakera_cluster.retrieval.classify import QuestionKind, classify
 from dakera_cluster.retrieval.coverage import covering
-from dakera_cluster.retrieval.features import NAMES, judged
-from dakera_cluster.retrieval.late import EXACT_TOKENS, MAX_TOKENS, LateQuery, late_query
+from dakera_cluster.retrieval.features import NAMES, completed, judging
+from dakera_cluster.retrieval.late import EXACT_TOKENS, MAX_TOKENS, LateQuery, best_of, late_query, second_look
 from dakera_cluster.retrieval.lexical import WordScores, asked
 from dakera_cluster.retrieval.model import Model, shipped
 from dakera_cluster.retrieval.options import Options, Rerank, Settings
@@ -115,32 +115,41 @@ def rank(
 ) -> Ranking:
     """The best ``options.k`` memories among ``allowed`` (mask by slot; None: every memory the indexes hold)."""
     laps = _Clock()
-    kind, time, words, found = _first_stage(view, query, options, settings, allowed, laps)
-    if options.rerank is Rerank.NONE or not len(found.slots):
-        relevance = found.fused.copy()
-        importance.add(view.importance, _valuation(query, settings), found.slots, relevance)
-        order = ties.ordered(relevance, view.evidence.keys(found.slots))
-        order = ties.settled(order, relevance, found.slots, view.ids)[: options.k]
-        level = relevance[order]
-        columns = np.vstack([level, np.clip(level, 0.0, 1.0), found.columns[1:3, order]])
-        laps.lap("answer")
-        return Ranking(found.slots[order], columns, kind, False, len(found.slots), laps.timings_us)
     model = model or shipped()
-    prepared = _second_stage(view, query, kind, time, words, found, settings, model, options.k)
+    first = _first_stage(view, query, options, settings, allowed, model, options.k, laps)
+    if first.second is None or not len(first.found.slots):
+        slots, columns = _as_found(view, query, first.found, settings, options.k)
+        laps.lap("answer")
+        return Ranking(slots, columns, first.kind, False, len(first.found.slots), laps.timings_us)
+    prepared = _second_stage(view, query, first, first.second)
     laps.lap("rank")
     slots, columns, held = _answer(view, prepared, model, options.k)
     explained = _explained(prepared, slots, model) if options.explain else None
     laps.lap("answer")
-    return Ranking(slots, columns, kind, True, held, laps.timings_us, explained)
+    return Ranking(slots, columns, first.kind, True, held, laps.timings_us, explained)
 
 
-def prepare(
-    view: RecallView, query: QueryFeatures, options: Options, settings: Settings, allowed: Mask | None = None
-) -> Prepared:
+def prepare(view: RecallView, query: QueryFeatures, settings: Settings) -> Prepared:
     """The pipeline up to the features: what a fit learns from is exactly what the model will see."""
-    laps = _Clock()
-    kind, time, words, found = _first_stage(view, query, options, settings, allowed, laps)
-    return _second_stage(view, query, kind, time, words, found, settings, None, 0)
+    first = _first_stage(view, query, Options(), settings, None, None, 0, _Clock())
+    assert first.second is not None
+    return _second_stage(view, query, first, first.second)
+
+
+class _Second(msgspec.Struct, frozen=True, gc=False):
+    """How the second stage will go: known before the first, which goes on with the ``look`` at once where it can."""
+
+    late: LateQuery
+    how: Judging
+    look: SecondLook | None
+
+
+class _First(msgspec.Struct, frozen=True, gc=False):
+    kind: QuestionKind
+    time: QueryTime
+    words: WordScores
+    found: Candidates
+    second: _Second | None
 
 
 def _first_stage(
@@ -149,34 +158,49 @@ def _first_stage(
     options: Options,
     settings: Settings,
     allowed: Mask | None,
+    model: Model | None,
+    wanted: int,
     laps: _Clock,
-) -> tuple[QuestionKind, QueryTime, WordScores, Candidates]:
+) -> _First:
     time = query_time(query.text, query.now_s)
     kind = classify(query.vector, time) if settings.ml_classifier else QuestionKind.FACTUAL
     laps.lap("classify")
     terms = asked(view.text.lists, query.text)
     laps.lap("words")
     bound = time if kind is QuestionKind.TEMPORAL else None
-    words, found = candidates(view, query, terms, bound, options, settings, allowed)
+    second = None
+    if options.rerank is not Rerank.NONE:
+        weighing = Weighing(_valuation(query, settings), None if model is None else model.native, wanted)
+        late, how = (
+            late_query(query, view.evidence.tokens, max(1, len(view.text))),
+            judging(view, query, time, weighing),
+        )
+        second = _Second(late, how, second_look(late, view.evidence.tokens, _BOUNDS, how))
+    at_once = second.look if second is not None and view.evidence.tokens.are_whole else None
+    words, found = candidates(view, query, terms, bound, options, settings, allowed, at_once)
     laps.lap("candidates")
-    return kind, time, words, found
+    return _First(kind, time, words, found, second)
 
 
-def _second_stage(
-    view: RecallView,
-    query: QueryFeatures,
-    kind: QuestionKind,
-    time: QueryTime,
-    words: WordScores,
-    found: Candidates,
-    settings: Settings,
-    model: Model | None,
-    wanted: int,
-) -> Prepared:
-    late = late_query(query, view.evidence.tokens, max(1, len(view.text)))
-    weighing = Weighing(_valuation(query, settings), None if model is None else model.native, wanted)
-    pool, equal = judged(view, query, late, words, time, found, _BOUNDS, weighing)
-    return Prepared(kind, late, found, pool, equal)
+def _as_found(
+    view: RecallView, query: QueryFeatures, found: Candidates, settings: Settings, wanted: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """``(slots, columns)`` of the candidates in the order of their fused scores and importance."""
+    relevance = found.fused.copy()
+    importance.add(view.importance, _valuation(query, settings), found.slots, relevance)
+    order = ties.ordered(relevance, view.evidence.keys(found.slots))
+    order = ties.settled(order, relevance, found.slots, view.ids)[:wanted]
+    level = relevance[order]
+    return found.slots[order], np.vstack([level, np.clip(level, 0.0, 1.0), found.columns[1:3, order]])
+
+
+def _second_stage(view: RecallView, query: QueryFeatures, first: _First, second: _Second) -> Prepared:
+    tokens, keys = view.evidence.tokens, view.evidence.whole_column("key")
+    late, how, found = second.late, second.how, first.found
+    pool, equal = best_of(late, tokens, first.words, found, _BOUNDS, how, second.look, keys)
+    if not how.is_whole:
+        pool, equal = completed(view, query, late, first.words, first.time, pool, found, how)
+    return Prepared(first.kind, late, found, pool, equal)
 
 
 def _answer(

@@ -22,7 +22,7 @@ from dakera_cluster.native.features import Asked, Layout
 from dakera_cluster.retrieval import talk
 from dakera_cluster.retrieval.candidates import Candidates
 from dakera_cluster.retrieval.context import Neighbourhood, neighbourhood
-from dakera_cluster.retrieval.late import LateQuery, best_of, glance
+from dakera_cluster.retrieval.late import LateQuery, glance
 from dakera_cluster.retrieval.lexical import WINDOW_B, WINDOW_K1, WordScores, window_scores
 from dakera_cluster.retrieval.order import NOBODY
 from dakera_cluster.retrieval.query import QueryFeatures
@@ -113,38 +113,38 @@ _HOW_MUCH = re.compile(
 )
 
 
-def judged(
+def judging(view: RecallView, query: QueryFeatures, time: QueryTime, weighing: pools.Weighing) -> pools.Judging:
+    """How the memories of a pool are to be ranked."""
+    evidence = view.evidence
+    are_alone = evidence.order.is_empty
+    return pools.Judging(
+        _LAYOUT,
+        _asked(time.asks_when, _HOW_MUCH.search(query.text) is not None, _FIRST_PERSON.search(query.text) is not None),
+        evidence.traits,
+        evidence.talk,
+        view.importance,
+        weighing,
+        are_alone=are_alone,
+        is_whole=are_alone and not (time.is_bound or evidence.has_passages or not evidence.speaker_names().is_empty),
+    )
+
+
+def completed(
     view: RecallView,
     query: QueryFeatures,
     late: LateQuery,
     words: WordScores,
     time: QueryTime,
+    pool: pools.Pool,
     found: Candidates,
-    bounds: pools.Bounds,
-    weighing: pools.Weighing,
+    how: pools.Judging,
 ) -> pools.Judged:
-    """The pool of the candidates with the features of its memories and what becomes of them."""
-    evidence = view.evidence
-    are_alone = evidence.order.is_empty
-    is_whole = are_alone and not (time.is_bound or evidence.has_passages or not evidence.speaker_names().is_empty)
-    how = pools.Judging(
-        _LAYOUT,
-        _asked(time.asks_when, _HOW_MUCH.search(query.text) is not None, _FIRST_PERSON.search(query.text) is not None),
-        evidence.traits,
-        words.found if are_alone else None,
-        evidence.talk,
-        view.importance,
-        weighing,
-        is_whole=is_whole,
-    )
-    pool, equal = best_of(late, evidence.tokens, found, bounds, how, evidence.whole_column("key"))
-    if is_whole:
-        return pool, equal
+    """``pool`` with the features that come from elsewhere than its memories, and concluded. ``found``: all candidates."""
     slots = pool.slots
     # A row that nothing is written to says nothing of anybody.
     columns = {**_passages(view, query, pool), **_speaker(view, query.text, slots), **_time(view, time, slots)}
     talk_lengths = None
-    if not are_alone:
+    if not how.are_alone:
         stretch = talk.stretch(view, slots)
         columns |= _in_company(view, query, late, words, pool, stretch, found)
         talk_lengths = talk.length(stretch)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from dakera_cluster.native import late as native
 from dakera_cluster.native import pool as pools
 from dakera_cluster.retrieval.candidates import Candidates
+from dakera_cluster.retrieval.lexical import WordScores
 from dakera_cluster.retrieval.query import QueryFeatures
 from dakera_cluster.retrieval.tokens import TokenStore
 
@@ -111,26 +112,39 @@ def _are_whole(query: LateQuery, store: TokenStore, slots: NDArray[np.int64]) ->
     return len(query) > 0 and store.width == query.width and not store.have_passages(slots)
 
 
+def second_look(
+    query: LateQuery, store: TokenStore, bounds: pools.Bounds, how: pools.Judging
+) -> pools.SecondLook | None:
+    """How candidates are looked at closely when each is one run of tokens; None where the question cannot be compared."""
+    return pools.SecondLook(query, store.stored, bounds, how) if len(query) and store.width == query.width else None
+
+
 def best_of(
     query: LateQuery,
     store: TokenStore,
+    words: WordScores,
     found: Candidates,
     bounds: pools.Bounds,
     how: pools.Judging,
+    second: pools.SecondLook | None,
     keys: NDArray[np.uint64],
 ) -> pools.Judged:
-    """The best of the candidates, by their fused scores and their late ones, as far as ``how`` judges them; of the donors of what
-    memories without tokens are supposed to match, ``keys`` (by slot) decide."""
+    """The best of the candidates, by their fused scores and their late ones, as far as ``how`` judges them: what the ``second``
+    look makes of them where it can. Of the donors of what memories without tokens are supposed to match, ``keys`` (by slot)
+    decide."""
     slots, columns = found.slots, found.columns
     head = slots[: bounds.size]
-    if _are_whole(query, store, head):
-        judged = pools.reviewed(query, store.stored, slots, columns, bounds, how)
+    if second is not None and (second.is_taken or not store.have_passages(head)):
+        if not second.is_taken:
+            second.at(slots, columns, words.found)
+        judged = second.judged(len(slots))
         if judged is not None:
             return judged
     own = match(query, store, head)
     if own.bare.any():
         own = supposed(own, found.cosine[: bounds.size], keys[head])
-    return pools.judged(pools.cut(query, slots, columns, own.best, own.first, bounds, how), query, how)
+    pool = pools.cut(query, slots, columns, own.best, own.first, bounds, how)
+    return pools.judged(pool, query, how, words.found)
 
 
 def _match(

@@ -114,6 +114,11 @@ class TokenStore:
             self._stored = Stored(*own)
         return self._stored
 
+    @property
+    def are_whole(self) -> bool:
+        """Whether no memory has more than one passage."""
+        return not self._units
+
     def have_passages(self, slots: NDArray[np.int64]) -> bool:
         """Whether any of ``slots`` has more than one passage."""
         return bool(self._units) and not self._units.keys().isdisjoint(slots.tolist())

@@ -10,6 +10,7 @@ from tests.support.second_look import (
     RANK_SCALE,
     WINDOW_BM25,
     judging,
+    nothing_said,
     question,
 )
 
@@ -41,7 +42,7 @@ def named(of: pool.Pool) -> dict[str, list[float]]:
 
 def common(of: pool.Pool, columns: dict[str, np.ndarray] = SOME, *, asked: bool = True) -> dict[str, list[float]]:
     how = judging(columns=columns, everything=asked, is_whole=False)
-    return named(pool.judged(of, question(TOKENS), how)[0])
+    return named(pool.judged(of, question(TOKENS), how, nothing_said())[0])
 
 
 def test_rows_hold_what_is_known_and_the_traits_a_question_asks_about() -> None:
@@ -78,7 +79,7 @@ def test_a_lone_memory_is_its_own_company() -> None:
     lengths = np.array([4.0, 9.0, 2.0])
     said = found_of([{2: 2, 0: 1}, {2: 3}], lengths, 3)
     query = question(TOKENS)
-    rows = named(pool.judged(found, query, judging(said, is_whole=False))[0])
+    rows = named(pool.judged(found, query, judging(are_alone=True, is_whole=False), said)[0])
     none = np.empty((len(SLOTS), 0), np.int32)
     text = words.window_bm25(SLOTS, none, none.astype(bool), lengths, said.frequencies, said.idf, *WINDOW_BM25).tolist()
     cover = late.weighted(np.maximum(found.best, 0), query.weights).tolist()

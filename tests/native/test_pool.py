@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dakera_cluster.native import importance, late, order, pool
-from tests.support.first_look import found_of
+from dakera_cluster.index.vectors import VectorIndex
+from dakera_cluster.native import candidates, importance, late, order, pool, terms, windows
+from dakera_cluster.native.vectors import Rows
+from tests.support.first_look import asked_of, found_of, lists_of, outlook
 from tests.support.second_look import (
     ACCESSED_MS,
     COLUMNS,
@@ -18,7 +20,9 @@ from tests.support.second_look import (
     SIZE,
     STORED,
     judging,
+    nothing_said,
     question,
+    talk_of,
 )
 
 WIDTH = 72
@@ -123,26 +127,38 @@ def test_a_pool_is_cut_by_what_it_was_found_with_and_what_matches(size: int, kep
     assert cut.best.tolist() == best[:, head].tolist()
 
 
+Candidates = tuple[np.ndarray, np.ndarray]
+
+
+def looked_at(second: pool.SecondLook, candidates: Candidates, words: terms.Found | None = None) -> pool.Judged | None:
+    assert not second.is_taken
+    second.at(*candidates, nothing_said() if words is None else words)
+    assert second.is_taken
+    return second.judged(len(candidates[0]))
+
+
 @pytest.mark.parametrize("most_exact", [0, 1_000])
-@pytest.mark.parametrize("is_alone", [True, False])
-def test_a_review_is_what_its_steps_are(most_exact: int, *, is_alone: bool) -> None:
+@pytest.mark.parametrize("are_alone", [True, False])
+def test_a_second_look_is_what_its_steps_are(most_exact: int, *, are_alone: bool) -> None:
     query, held = question(6, WIDTH), stored([4, 2, 7, 1, 6, 3])
     slots, columns = np.array([3, 0, 5, 2, 4, 1]), np.random.default_rng(4).random((pool.FOUND_COLUMNS, 6))
-    said = found_of([{2: 2, 0: 1}, {2: 3}], np.full(6, 4.0), 6) if is_alone else None
+    said = found_of([{2: 2, 0: 1}, {2: 3}], np.full(6, 4.0), 6)
     far = bounds(5, 3, share=1.5, most_exact=most_exact)
     result = late.whole(query, held, slots[:5], most_exact, 1_000)
     assert result is not None
     best, first, _ = result
-    stepwise = pool.cut(query, slots, columns, best, first, far, judging())
-    pool.judged(stepwise, query, judging(said, is_whole=False))
-    at_once = pool.reviewed(query, held, slots, columns, far, judging(said, is_whole=False))
+    in_steps = judging(are_alone=are_alone, is_whole=False)
+    stepwise = pool.cut(query, slots, columns, best, first, far, in_steps)
+    pool.judged(stepwise, query, in_steps, said)
+    at_once = looked_at(pool.SecondLook(query, held, far, in_steps), (slots, columns), said)
     assert at_once is not None
     for name in (*PARTS, "values"):
         assert getattr(at_once[0], name).tobytes() == getattr(stepwise, name).tobytes()
     assert stepwise.values.any()
     _, equal = pool.concluded(stepwise, None, judging(wanted=2))
-    # A question that no kernel has matched yet is made ready by the review.
-    at_once = pool.reviewed(question(6, WIDTH), held, slots, columns, far, judging(said, wanted=2))
+    # A question that no kernel has matched yet is made ready on the way.
+    whole = judging(are_alone=are_alone, wanted=2)
+    at_once = looked_at(pool.SecondLook(question(6, WIDTH), held, far, whole), (slots, columns), said)
     assert at_once is not None
     assert at_once[1] == equal
     for name in (*PARTS, "values", "sums", "ranking"):
@@ -151,17 +167,60 @@ def test_a_review_is_what_its_steps_are(most_exact: int, *, is_alone: bool) -> N
         assert one.tobytes() == other.tobytes()
 
 
-def test_a_pool_with_too_many_tokens_or_a_memory_without_any_is_not_reviewed() -> None:
+def test_a_first_look_goes_on_with_the_second() -> None:
+    rng = np.random.default_rng(2)
+    vectors = rng.normal(size=(SIZE, 24)).astype(np.float32)
+    index = VectorIndex(24)
+    index.add(np.arange(SIZE), vectors)
+    lengths = np.full(SIZE, 4.0)
+    postings = [dict.fromkeys(range(0, SIZE, 3), 1), dict.fromkeys(range(0, SIZE, 5), 2)]
+    first = lists_of(postings, lengths, SIZE), talk_of()
+    held, far, how = stored([3] * SIZE), bounds(20, 12), judging(are_alone=True)
+    second = pool.SecondLook(question(5, WIDTH), held, far, how)
+
+    def look(rows: Rows | None, unit: np.ndarray) -> candidates.Look:
+        way = windows.Fusion(0.5, 0.5, 0.5)
+        return candidates.look(*first, rows, outlook(9, 15), asked_of(2), unit, None, None, way, second)
+
+    found, slots, columns = index.look(vectors[7], look)
+    assert second.is_taken
+    assert len(slots) > 12
+    at_once, other = second.judged(len(slots)), pool.SecondLook(question(5, WIDTH), held, far, how)
+    later = looked_at(other, (slots.copy(), columns.copy()), found)
+    assert at_once is not None
+    assert later is not None
+    assert at_once[1] == later[1]
+    for name in (*PARTS, "values", "sums", "ranking"):
+        assert getattr(at_once[0], name).tobytes() == getattr(later[0], name).tobytes()
+    # Nobody is found: there is nothing to look at.
+    nobody = np.zeros(SIZE, np.bool_)
+    second = pool.SecondLook(question(5, WIDTH), held, far, how)
+    way = windows.Fusion(0.5, 0.5, 0.5)
+    _, slots, _ = index.look(
+        vectors[7],
+        lambda rows, unit: candidates.look(*first, rows, outlook(9, 15), asked_of(2), unit, nobody, None, way, second),
+    )
+    assert not len(slots)
+    assert not second.is_taken
+
+
+def test_candidates_with_too_many_tokens_or_one_without_any_are_not_judged() -> None:
     query, held, how = question(3, WIDTH), stored([4, 0, 7]), judging()
     columns = np.ones((pool.FOUND_COLUMNS, 2))
-    assert pool.reviewed(query, held, np.array([0, 2]), columns, bounds(2, 2, most=10), how) is None
+
+    def at(slots: list[int], far: pool.Bounds, how: pool.Judging = how) -> pool.Judged | None:
+        return looked_at(pool.SecondLook(query, held, far, how), (np.array(slots), columns))
+
+    assert at([0, 2], bounds(2, 2, most=10)) is None
     for slots in ([0, 1], [0, 3], [-1, 0]):
-        assert pool.reviewed(query, held, np.array(slots), columns, bounds(2, 2), how) is None
-    assert pool.reviewed(query, held, np.array([0, 1]), columns, bounds(1, 2), how) is not None
+        assert at(slots, bounds(2, 2)) is None
+    assert at([0, 1], bounds(1, 2)) is not None
     with pytest.raises(ValueError, match="another width"):
-        pool.reviewed(question(3, WIDTH + 8), held, np.array([0, 2]), columns, bounds(2, 2), how)
+        pool.SecondLook(question(3, WIDTH + 8), held, bounds(2, 2), how)
     with pytest.raises(ValueError, match="no key"):
-        pool.reviewed(query, held, np.array([0, 2]), columns, bounds(2, 2), judging(keys=KEYS[:2].copy()))
+        at([0, 2], bounds(2, 2), judging(keys=KEYS[:2].copy()))
+    with pytest.raises(ValueError, match="do not fit"):
+        at([0, 2, 2], bounds(2, 2))
 
 
 def test_a_pool_that_does_not_fit_is_refused() -> None:
@@ -181,7 +240,7 @@ def test_a_pool_that_does_not_fit_is_refused() -> None:
             pool.cut(question(2, WIDTH), np.array([0, slot, 2, 3]), columns, best, np.ones(4), far, how)
     cut = pool.cut(question(2, WIDTH), slots, columns, best, np.ones(4), far, how)
     with pytest.raises(ValueError, match="not the question's"):
-        pool.judged(cut, question(3, WIDTH), how)
+        pool.judged(cut, question(3, WIDTH), how, nothing_said())
     with pytest.raises(ValueError, match="other talks"):
         pool.concluded(cut, np.ones(3), how)
     with pytest.raises(ValueError, match="weights"):
@@ -195,7 +254,7 @@ def concluded(count: int, how: pool.Judging) -> tuple[pool.Pool, int]:
     best, first = rng.random((2, count)).astype(np.float32), rng.random(count)
     query = question(2, WIDTH)
     cut = pool.cut(query, slots, columns, best, first, bounds(count, count), how)
-    return pool.judged(cut, query, how)
+    return pool.judged(cut, query, how, nothing_said())
 
 
 @pytest.mark.parametrize("wanted", [0, 7, 30, 99])

@@ -185,9 +185,9 @@ def test_where_nobody_has_a_session_the_short_way_finds_the_same_features(
     alone = {row_id: {**fields, Field.SESSION: None} for row_id, fields in ROWS.items()}
     view = view_of(alone)
     assert view.evidence.order.is_empty
-    short = prepare(view, question(text), Options(), SETTINGS).pool
+    short = prepare(view, question(text), SETTINGS).pool
     monkeypatch.setattr(SessionOrder, "is_empty", False)
-    long = prepare(view, question(text), Options(), SETTINGS).pool
+    long = prepare(view, question(text), SETTINGS).pool
     assert short.slots.tolist() == long.slots.tolist()
     assert short.values.tobytes() == long.values.tobytes()
 

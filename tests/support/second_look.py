@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dakera_cluster.native import features, importance, late, pool, terms, windows
+from tests.support.first_look import found_of
 
 SIZE = 50
 NAMES = ["unused", *reversed(features._PLACED)]
@@ -36,6 +37,11 @@ def asked_about(*, everything: bool) -> features.Asked:
     return features.Asked(LENGTHS, ASSISTANT, asks_when=everything, asks_how_much=everything, of_self=everything)
 
 
+def nothing_said() -> terms.Found:
+    """What the words of a question say that has none."""
+    return found_of([], np.ones(SIZE), SIZE)
+
+
 def talk_of(keys: np.ndarray = KEYS) -> windows.Talk:
     """Nobody beside anybody."""
     nobody = np.full(len(keys), -1, np.int32)
@@ -43,7 +49,6 @@ def talk_of(keys: np.ndarray = KEYS) -> windows.Talk:
 
 
 def judging(
-    words: terms.Found | None = None,
     *,
     columns: dict[str, np.ndarray] = COLUMNS,
     held: importance.Importance = IMPORTANCE,
@@ -52,16 +57,17 @@ def judging(
     wanted: int = 10,
     keys: np.ndarray = KEYS,
     everything: bool = True,
+    are_alone: bool = False,
     is_whole: bool = True,
 ) -> pool.Judging:
     return pool.Judging(
         LAYOUT,
         asked_about(everything=everything),
         features.Traits(columns),
-        words,
         talk_of(keys),
         held,
         pool.Weighing(value, model, wanted),
+        are_alone=are_alone,
         is_whole=is_whole,
     )
 
