@@ -1,4 +1,4 @@
-"""Orders by score and key, and min-max scaling. Called by retrieval/ties.py and features.py."""
+"""Orders by score and key, and min-max scaling. Called by retrieval/ties.py and model.py."""
 
 from __future__ import annotations
 

@@ -1,8 +1,12 @@
 """The recall pipeline over one namespace: classify, candidates, fusion, late interaction, features, ranking, coverage.
 
 Pure and deterministic: the answer follows from the rows, the question and the options, bit for bit, whatever order the
-rows came in and whichever replica answers; ties are broken by id. Each step is a function with typed input and output and
-its time in ``timings_us``. The lists of every step have fixed sizes, so a list of ten is the head of the list of fifty.
+rows came in and whichever replica answers; ties are broken by id. Each step is a function with typed input and output. The
+lists of every step have fixed sizes, so a list of ten is the head of the list of fifty.
+
+Every call of a kernel lets the other threads of the node go first, and waits for its turn afterwards. So the second stage is
+made ready before the first, which goes on with it in the same call where nothing is needed between: then its time is part of
+the ``candidates`` in ``timings_us``, and ``rank`` is what is left to do.
 
 Three blocks make the answer: the pool, ordered by the model (RANKED memories with all their features); what late
 interaction saw of the rest of the pool; and the remaining candidates in fused order.
@@ -45,7 +49,6 @@ IMPORTANCE_WEIGHT = 1.0
 ordinary importance, what a memory has when nobody says otherwise, neither gains nor loses."""
 BLOCK_GAP = 1.0
 """Relevance between the last memory of a block and the first of the next."""
-
 
 _BOUNDS = Bounds(POOL, RANKED, LATE_SHARE, EXACT_TOKENS, MAX_TOKENS)
 
@@ -145,6 +148,8 @@ class _Second(msgspec.Struct, frozen=True, gc=False):
 
 
 class _First(msgspec.Struct, frozen=True, gc=False):
+    """What the question is, what was found, and the ``second`` stage, None where the candidates are all that is wanted."""
+
     kind: QuestionKind
     time: QueryTime
     words: WordScores
@@ -171,10 +176,8 @@ def _first_stage(
     second = None
     if options.rerank is not Rerank.NONE:
         weighing = Weighing(_valuation(query, settings), None if model is None else model.native, wanted)
-        late, how = (
-            late_query(query, view.evidence.tokens, max(1, len(view.text))),
-            judging(view, query, time, weighing),
-        )
+        late = late_query(query, view.evidence.tokens, max(1, len(view.text)))
+        how = judging(view, query, time, weighing)
         second = _Second(late, how, second_look(late, view.evidence.tokens, _BOUNDS, how))
     at_once = second.look if second is not None and view.evidence.tokens.are_whole else None
     words, found = candidates(view, query, terms, bound, options, settings, allowed, at_once)
