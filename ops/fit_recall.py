@@ -23,7 +23,7 @@ from dakera_cluster.inference.embedder import TextEncoder
 from dakera_cluster.retrieval.engine import prepare
 from dakera_cluster.retrieval.features import NAMES
 from dakera_cluster.retrieval.model import Model
-from dakera_cluster.retrieval.options import Options, Settings
+from dakera_cluster.retrieval.options import Settings
 from dakera_cluster.retrieval.query import QueryFeatures
 from ops.recall import metrics
 from ops.recall.data import Asked, Maker, Question, load
@@ -47,11 +47,13 @@ def pools(path: Path, maker: Maker) -> list[Pool]:
 
 
 def _pool(asked: Asked, question: Question, query: QueryFeatures, *, is_altered: bool) -> Pool:
-    prepared = prepare(asked.view, query, Options(), Settings())
+    prepared = prepare(asked.view, query, Settings())
     evidence = set(question.evidence)
-    gold = np.array([asked.view.ids[slot] in evidence for slot in prepared.ranked.slots.tolist()], bool)
+    gold = np.array([asked.view.ids[slot] in evidence for slot in prepared.pool.slots.tolist()], bool)
     share = ALTERED_SHARE if is_altered else 1.0
-    return Pool(prepared.features.values, gold, len(evidence), asked.conversation.id, share, is_altered)
+    return Pool(
+        np.ascontiguousarray(prepared.pool.values.T), gold, len(evidence), asked.conversation.id, share, is_altered
+    )
 
 
 def measured(kind: Sequence[Pool], weights: dict[str, float]) -> list[tuple[float, float]]:

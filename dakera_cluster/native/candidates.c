@@ -165,10 +165,11 @@ static long look_around(const talk_links *talk, const vector_rows *rows, const o
 
    room: 48 bytes a candidate, at most, then what Found asks for. It begins with the slots; without rows as found, repeats
    included. With rows each stands once, in ascending order, and behind the room for slots lie their cosines; with how in the
-   order of their fused scores, and there lie their columns, as of fuse. words: what the words say of each memory. */
+   order of their fused scores, and there lie their columns, as of fuse; then they are looked at a second time, unless that is NULL.
+   words: what the words say of each memory. */
 long look(const posting_lists *lists, const talk_links *talk, const vector_rows *rows, const outlook *far,
           const asked_terms *asked, const float *vector, const uint8_t *allowed, long allowed_count, const int64_t *others,
-          long other_count, const fusion *how, uint8_t *room, word_scores *words) {
+          long other_count, const fusion *how, uint8_t *room, word_scores *words, second_look *second) {
     postings taken;
     if (!take_postings(lists, asked, &taken)) return NO_MEMORY;
     long most = beside_words(far) + far->by_vector + far->by_name + other_count;
@@ -179,5 +180,6 @@ long look(const posting_lists *lists, const talk_links *talk, const vector_rows 
         size = look_around(talk, rows, far, &taken, vector, allowed, allowed_count, others, other_count, how, words, slots,
                            columns);
     free(taken.found);
+    if (size > 0 && rows && how && second) review(second, slots, columns, size, words);
     return size;
 }

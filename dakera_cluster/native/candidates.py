@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dakera_cluster.native.library import NULL, filled, given, kernels
+from dakera_cluster.native.pool import SecondLook
 from dakera_cluster.native.postings import Lists
 from dakera_cluster.native.terms import Found
 from dakera_cluster.native.vectors import Rows
@@ -44,6 +45,7 @@ def look(
     allowed: NDArray[np.bool_] | None,
     others: NDArray[np.int64] | None,
     how: Fusion | None,
+    second: SecondLook | None = None,
 ) -> Look:
     """What the words of a question say of each memory, its candidates (slots, int64[n]) and what is known of them.
 
@@ -51,7 +53,8 @@ def look(
     ``others`` (int64, None for nobody). Without ``rows`` that is all, as found, repeats included, and nothing is known. With
     them come the nearest to ``vector`` (float32[d]) and, of those that hold a rare name, more of the nearest; each candidate
     stands once, in ascending order, with its cosine (float64[n], NaN without a row). With rows and ``how`` (which must be
-    of no particular candidates), ``(slots, columns)`` are those of ``windows.fused``. Raises MemoryError, and ValueError for
+    of no particular candidates), ``(slots, columns)`` are those of ``windows.fused``, and if there are any the ``second`` look
+    follows. Raises MemoryError, and ValueError for
     a memory beyond the lengths or without a key.
     """
     most = far.most if others is None else far.most + len(others)
@@ -74,6 +77,7 @@ def look(
         NULL if how is None else how.struct,
         found.room,
         found.struct,
+        NULL if second is None else second.struct,
     )
     if count == -1:
         raise MemoryError("no memory for the candidates of a question")

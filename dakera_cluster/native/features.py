@@ -1,4 +1,4 @@
-"""The features of a pool's memories that need nobody else, and the last step of all. Called by retrieval/features.py."""
+"""What features are made of, and where they lie. Read by pool.py, filled by retrieval/."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dakera_cluster.native.late import Query
-from dakera_cluster.native.library import NULL, allocated, given, kernels
-from dakera_cluster.native.pool import Pool
-from dakera_cluster.native.terms import Found
+from dakera_cluster.native.library import allocated, filled, given
 
 _PLACED = (
     *("bm25", "coverage", "window", "window_rank", "late", "late_first", "cosine", "passage"),
@@ -41,79 +38,30 @@ class Traits:
         own.size = min(map(len, arrays))
 
 
-class Layout:
-    """Where each row of a matrix of features lies. ``names``: of its rows; ``graded``: those that are scaled to 0..1. Raises
-    ValueError when a row that the kernels write is not among them."""
+class Asked:
+    """What a question asks about: what it does not (the time of day, numbers, or the asker) is 0 in every memory. ``lengths``:
+    float64, what each number of words counts, the last also for all greater ones; ``assistant``: the role that is one."""
 
-    def __init__(self, names: Sequence[str], graded: Sequence[str]) -> None:
-        self.rows = len(names)
-        self._places = np.array([names.index(name) for name in _PLACED], np.int64)
-        self._graded = np.array([name in graded for name in names])
-        self.places, self.graded = given(self._places, np.int64), given(self._graded, np.bool_)
-
-
-class Lengths:
-    """float64, what each number of words counts, the last also for all greater ones."""
-
-    def __init__(self, values: NDArray[np.float64]) -> None:
-        if not len(values):
-            raise ValueError("no number of words has a length")
-        self.kept, self.longest = given(values, np.float64), len(values) - 1
-
-
-class Rows:
-    """``values``: float64[features, n], what tells the n memories of a pool apart, so far."""
-
-    def __init__(self, layout: Layout, pool: Pool) -> None:
-        self.values = np.zeros((layout.rows, len(pool)))
-        self._layout, self._pool = layout, pool
-        self._held = given(self.values, np.float64)
-
-    def add_common(
-        self,
-        traits: Traits,
-        lengths: Lengths,
-        assistant: int,
-        rank_scale: float,
-        *,
-        asks_when: bool,
-        asks_how_much: bool,
-        of_self: bool,
+    def __init__(
+        self, lengths: NDArray[np.float64], assistant: int, *, asks_when: bool, asks_how_much: bool, of_self: bool
     ) -> None:
-        """What every pool has. What the question does not ask about (the time of day, numbers, or the asker) is 0; a window's
-        rank counts half ``rank_scale`` places behind the best. Raises ValueError for a slot beyond the traits."""
-        asked = allocated("asked_traits", 1)
-        own = asked[0]
-        own.asks_when, own.asks_how_much, own.of_self = asks_when, asks_how_much, of_self
-        own.assistant, own.lengths, own.longest = assistant, lengths.kept, lengths.longest
-        status = kernels.common_features(
-            self._pool.struct, traits.struct, asked, rank_scale, self._layout.places, self._held
-        )
-        if status == -1:
-            raise MemoryError("no memory for the features of a pool")
-        if status < 0:
-            raise ValueError("slots reach beyond the columns")
+        if not len(lengths):
+            raise ValueError("no number of words has a length")
+        self._kept = given(lengths, np.float64)
+        about = asks_when, asks_how_much, of_self
+        self.struct = filled("asked_traits *", (*about, assistant, self._kept, len(lengths) - 1))
 
-    def add_lone(self, words: Found, k1: float, b: float, query: Query) -> None:
-        """What stands around a memory where none has a session: itself. BM25 is of a memory as a window."""
-        if len(query) != len(self._pool.best):
-            raise ValueError("the tokens of the pool are not the question's")
-        status = kernels.lone_features(
-            self._pool.struct, words.struct, k1, b, query.struct, self._layout.places, self._held
-        )
-        if status:
-            raise MemoryError("no memory for the features of a pool")
 
-    def close(self, talk_lengths: NDArray[np.float64] | None) -> None:
-        """Write the rows that are others again, in proportion to what else is known (``talk_lengths``: float64[n], None for no
-        talk), and scale the graded ones."""
-        if talk_lengths is not None and len(talk_lengths) != self.values.shape[1]:
-            raise ValueError("lengths of other talks")
-        kernels.close_features(
-            self._pool.struct,
-            NULL if talk_lengths is None else given(talk_lengths, np.float64),
-            self._layout.rows,
-            self._layout.graded,
-            self._layout.places,
-            self._held,
-        )
+class Layout:
+    """Where each row of a matrix of features lies. ``names``: of its rows; ``graded``: those that are scaled to 0..1. A window's
+    rank counts half ``rank_scale`` places behind the best; BM25 of a memory as a window has ``bm25``, ``(k1, b)``. Raises
+    ValueError when a row that the kernels write is not among the names."""
+
+    def __init__(
+        self, names: Sequence[str], graded: Sequence[str], rank_scale: float, bm25: tuple[float, float]
+    ) -> None:
+        self.rows = len(names)
+        places = given(np.array([names.index(name) for name in _PLACED], np.int64), np.int64)
+        are_graded = given(np.array([name in graded for name in names]), np.bool_)
+        self._kept = places, are_graded
+        self.struct = filled("feature_layout *", (places, are_graded, self.rows, rank_scale, *bm25))

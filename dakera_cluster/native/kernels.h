@@ -16,13 +16,20 @@ long survey(const vector_rows *rows, const uint8_t *allowed, long allowed_count,
             long key_count, long wanted, const int64_t *held, long held_count, long wanted_held, const int64_t *others,
             long other_count, int64_t *slots, double *cosines);
 
-/* A question's tokens as late_ready makes them, what each weighs, and the similarity by differing signs ([width + 1]). */
+/* A question's tokens: vectors[tokens, width], floats of 16 bits where they are halves, else of 32; what each weighs, and the
+   similarity by differing signs ([width + 1]). What stands before is for late_ready to fill, from room, and NULL until the first
+   kernel that matches the question does so; largest and unit are its measures. */
 typedef struct {
     const int16_t *steps;
-    const double *sums, *scales, *weights;
+    const double *sums, *scales;
     const uint8_t *signs;
+    const double *weights;
     const float *cosines;
     long tokens, width;
+    const void *vectors;
+    long are_halves;
+    double largest, unit;
+    void *room;
 } late_query;
 
 /* The tokens of memories: signs[rows, width / 8]; by slot below known, where its tokens start and how many they are. */
@@ -33,29 +40,14 @@ typedef struct {
     long rows, width, known;
 } token_rows;
 
-void late_ready(const void *vectors, int are_halves, long tokens, long width, double largest, double unit, void *room,
-                late_query *query);
-long late_exact(const late_query *query, const token_rows *stored, const int64_t *begins, const int64_t *lengths,
+void late_ready(late_query *query);
+long late_exact(late_query *query, const token_rows *stored, const int64_t *begins, const int64_t *lengths,
                 const int64_t *owners, long units, float *best, double *first, long slots);
-long late_estimated(const late_query *query, const token_rows *stored, const int64_t *begins, const int64_t *lengths,
+long late_estimated(late_query *query, const token_rows *stored, const int64_t *begins, const int64_t *lengths,
                     const int64_t *owners, long units, float *best, double *first, long slots);
-long late_whole(const late_query *query, const token_rows *stored, const int64_t *slots, long count, long most_exact, long most,
+long late_whole(late_query *query, const token_rows *stored, const int64_t *slots, long count, long most_exact, long most,
                 float *best, double *first, uint8_t *seen);
 
-/* A ranked pool: slots[count], what is known of each, and best: [tokens, count]. */
-typedef struct {
-    const int64_t *slots;
-    const double *cosine, *bm25, *coverage, *window, *late, *late_first;
-    const float *best;
-    long count;
-} pool_memories;
-
-long cut_pool(const late_query *query, const int64_t *slots, const double *columns, long stride, long count, const float *best,
-              const double *first, double share, const uint64_t *keys, long key_count, long kept, void *room,
-              pool_memories *pool);
-long cut_matched(const late_query *query, const token_rows *stored, const int64_t *slots, const double *columns, long stride,
-                 long count, long most_exact, long most, double share, const uint64_t *keys, long key_count, long kept,
-                 void *room, pool_memories *pool);
 void occurrences(const uint16_t *ids, long count, const uint16_t *wanted, long wanted_count, int64_t *counts);
 
 void tally(const uint16_t *ids, long count, int32_t step, int32_t *counts);
@@ -140,15 +132,10 @@ long spread(const talk_links *talk, const int64_t *slots, const double *scores, 
             long allowed_count, long wanted, long around, long reach, long budget, int64_t *found);
 long fuse(const talk_links *talk, const word_scores *words, const fusion *how, const outlook *far, const int64_t *slots,
           const double *cosines, long count, int64_t *ordered, double *columns);
-long look(const posting_lists *lists, const talk_links *talk, const vector_rows *rows, const outlook *far,
-          const asked_terms *asked, const float *vector, const uint8_t *allowed, long allowed_count, const int64_t *others,
-          long other_count, const fusion *how, uint8_t *room, word_scores *words);
 long best_hits(const int64_t *slots, const double *scores, long count, const uint8_t *allowed, long allowed_count,
                const uint64_t *keys, long key_count, long wanted, int64_t *places);
 void weighted_rows(const double *values, const double *weights, long rows, long count, double *sums);
 void ranks(const double *values, long count, int64_t *ahead);
-long ordered_sums(const double *values, const double *weights, long rows, long count, const double *added, const int64_t *slots,
-                  const uint64_t *keys, long key_count, double *sums, int64_t *order);
 
 /* By slot below size: what the words of a memory say about it. */
 typedef struct {
@@ -165,12 +152,94 @@ typedef struct {
     long longest;
 } asked_traits;
 
-long common_features(const pool_memories *pool, const trait_columns *traits, const asked_traits *asked, double rank_scale,
-                     const int64_t *places, double *values);
-long lone_features(const pool_memories *pool, const word_scores *words, double k1, double b, const late_query *query,
-                   const int64_t *places, double *values);
-void close_features(const pool_memories *pool, const double *talk_lengths, long features, const uint8_t *graded,
-                    const int64_t *places, double *values);
+/* Where the features known to the kernels lie among all (features.c has their order), and which of all are graded: [features]. A
+   window's rank counts half rank_scale places behind the best; BM25 of a memory as a window has k1 and b. */
+typedef struct {
+    const int64_t *places;
+    const uint8_t *graded;
+    long features;
+    double rank_scale, k1, b;
+} feature_layout;
+
+/* By slot below known: how important memories are, and Unix times of their creation (s) and last access (ms). */
+typedef struct {
+    const float *stored;
+    const int64_t *created, *accessed_ms;
+    long known;
+} importance_columns;
+
+/* What importance adds to a relevance, weight times how far it is from the ordinary one: as it is left at the time now (s) where
+   half of it goes in each half_life (s, 0 for no decay). */
+typedef struct {
+    double now, half_life, weight, ordinary;
+} valuation;
+
+/* weights: [features]; the relevance z has the score 1 / (1 + exp(-(z - middle) / spread)). */
+typedef struct {
+    const double *weights;
+    double middle, spread;
+} ranking_model;
+
+/* A ranked pool: slots[count], what is known of each, and best: [tokens, count]. To be filled: values: [features, count]; the
+   relevance of each in sums and their places by it in ranking; of the first wanted of those their slots, in answer, and behind
+   them double[4, wanted], their relevance, score, cosine and BM25. */
+typedef struct {
+    const int64_t *slots;
+    const double *cosine, *bm25, *coverage, *window, *late, *late_first;
+    const float *best;
+    double *values, *sums;
+    int64_t *ranking, *answer;
+    long count;
+} pool_memories;
+
+/* How a pool is cut: the first size candidates to the kept best, late scores weighing share; matched exactly up to most_exact
+   tokens, and not at all beyond most. */
+typedef struct {
+    long size, kept, most_exact, most;
+    double share;
+} pool_bounds;
+
+/* How the memories of a pool are ranked. model: NULL for features alone. Of the answer the first wanted are asked for. are_alone:
+   nothing stands around any of them; is_whole: no features come from elsewhere. */
+typedef struct {
+    const trait_columns *traits;
+    const asked_traits *asked;
+    const feature_layout *layout;
+    const talk_links *talk;
+    const importance_columns *importance;
+    const ranking_model *model;
+    valuation value;
+    long wanted, are_alone, is_whole;
+} judging;
+
+/* A second look at candidates, and what comes of it; pool lies in room. */
+typedef struct {
+    late_query *query;
+    const token_rows *stored;
+    const pool_bounds *bounds;
+    const judging *how;
+    void *room;
+    pool_memories *pool;
+    long status;
+} second_look;
+
+void common_features(const pool_memories *pool, const asked_traits *asked, const trait_columns *traits,
+                     const feature_layout *layout, int64_t *ahead);
+void lone_features(const pool_memories *pool, const word_scores *words, const late_query *query, const feature_layout *layout,
+                   float *best);
+void close_features(const pool_memories *pool, const double *talk_lengths, const feature_layout *layout);
+
+long cut_pool(const late_query *query, const int64_t *slots, const double *columns, long stride, const pool_bounds *bounds,
+              const float *best, const double *first, const judging *how, void *room, pool_memories *pool);
+void review(second_look *second, const int64_t *slots, const double *columns, long stride, const word_scores *words);
+long judge(const pool_memories *pool, const late_query *query, const judging *how, const word_scores *words);
+long conclude(const pool_memories *pool, const double *talk_lengths, const judging *how);
+long add_importance(const importance_columns *importance, const valuation *how, const int64_t *slots, long count, double *sums);
+void scores_of(const ranking_model *model, const double *relevance, long count, double *scores);
+
+long look(const posting_lists *lists, const talk_links *talk, const vector_rows *rows, const outlook *far,
+          const asked_terms *asked, const float *vector, const uint8_t *allowed, long allowed_count, const int64_t *others,
+          long other_count, const fusion *how, uint8_t *room, word_scores *words, second_look *second);
 
 void stretches(const int32_t *previous, const int32_t *next, long linked, const uint16_t *words, const int32_t *speakers,
                const double *when, long known, const int64_t *slots, long count, long reach, double pause,

@@ -83,17 +83,22 @@ INLINED doubles whole_of(doubles value) {
     return value + places - places;
 }
 
-/* What a question's tokens are matched by, into room: each as whole steps, its largest component at largest of them; their sums
-   and scales (a step's worth in a similarity, unit the worth of a token's greatest component in steps); signs, the first
-   dimension in the highest bit. vectors: [tokens, width], floats of 16 bits where they are halves, else of 32; room: doubles,
-   2 a token, and bytes, 17 for each 8 components. What is no number counts as 0. */
+/* What a question's tokens are matched by, into its room, unless it is there: each as whole steps, its largest component at
+   largest of them; their sums and scales (a step's worth in a similarity, unit the worth of a token's greatest component in steps);
+   signs, the first dimension in the highest bit. room: doubles, 2 a token, and bytes, 17 for each 8 components. What is no
+   number counts as 0. */
 FOR_EVERY_PROCESSOR
-void late_ready(const void *vectors, int are_halves, long tokens, long width, double largest, double unit, void *room,
-                late_query *query) {
-    double *sums = room, *scales = sums + tokens;
+void late_ready(late_query *query) {
+    if (query->steps) return;
+    const void *vectors = query->vectors;
+    long tokens = query->tokens, width = query->width;
+    double *sums = query->room, *scales = sums + tokens;
     int16_t *steps = (int16_t *)(scales + tokens);
     uint8_t *signs = (uint8_t *)(steps + tokens * width);
-    *query = (late_query){steps, sums, scales, query->weights, signs, query->cosines, tokens, width};
+    query->sums = sums;
+    query->scales = scales;
+    query->steps = steps;
+    query->signs = signs;
     const chars places = {-128, 64, 32, 16, 8, 4, 2, 1};
     for (long token = 0; token < tokens; token++, steps += width) {
         float own[MAX_WIDTH], peak = FLT_MIN;
@@ -101,7 +106,7 @@ void late_ready(const void *vectors, int are_halves, long tokens, long width, do
         ints sum = {0};
         for (long at = 0; at < width; at += WIDE) {
             floats some;
-            if (are_halves) {
+            if (query->are_halves) {
                 halves half;
                 memcpy(&half, (const uint16_t *)vectors + token * width + at, sizeof half);
                 some = widened(half);
@@ -117,7 +122,7 @@ void late_ready(const void *vectors, int are_halves, long tokens, long width, do
             floats some;
             memcpy(&some, own + at, sizeof some);
             floats number = (floats)((ints)some & (((ints)some & 255 << 23) != 255 << 23));
-            doubles step = whole_of(__builtin_convertvector(number, doubles) / (double)peak * largest);
+            doubles step = whole_of(__builtin_convertvector(number, doubles) / (double)peak * query->largest);
             ints whole = __builtin_convertvector(step, ints);
             shorts narrow = __builtin_convertvector(whole, shorts);
             chars bits = __builtin_convertvector(some > 0, chars) & places;
@@ -131,7 +136,7 @@ void late_ready(const void *vectors, int are_halves, long tokens, long width, do
         int32_t total = 0;
         for (long lane = 0; lane < WIDE; lane++) total += sum[lane];
         sums[token] = total;
-        scales[token] = peak / unit;
+        scales[token] = peak / query->unit;
     }
 }
 
@@ -173,9 +178,10 @@ static long greatest_sums(const uint8_t *signs, long width, const int64_t *begin
 }
 
 /* Returns 0, -1 without memory, -2 when a unit reaches beyond the rows or the slots. */
-long late_exact(const late_query *query, const token_rows *stored, const int64_t *begins, const int64_t *lengths,
+long late_exact(late_query *query, const token_rows *stored, const int64_t *begins, const int64_t *lengths,
                 const int64_t *owners, long units, float *best, double *first, long slots) {
     if (!are_within(begins, lengths, owners, units, stored->rows, slots)) return -2;
+    late_ready(query);
     long tokens = query->tokens;
     float similar[MAX_TOKENS];
     double leading = 0;
@@ -244,9 +250,10 @@ count_differing_by_vectors(const uint8_t *signs, long bytes, const int64_t *begi
 #endif
 
 /* Returns 0, or -1 and -2 as late_exact. */
-long late_estimated(const late_query *query, const token_rows *stored, const int64_t *begins, const int64_t *lengths,
+long late_estimated(late_query *query, const token_rows *stored, const int64_t *begins, const int64_t *lengths,
                     const int64_t *owners, long units, float *best, double *first, long slots) {
     if (!are_within(begins, lengths, owners, units, stored->rows, slots)) return -2;
+    late_ready(query);
     float similar[MAX_TOKENS];
     const uint8_t *signs = stored->signs;
     long tokens = query->tokens, bytes = query->width / 8, words = (bytes + 7) / 8, blocks = (tokens + SIDE - 1) / SIDE;
@@ -281,7 +288,7 @@ long late_estimated(const late_query *query, const token_rows *stored, const int
 /* Memories matched as one unit each, those of more tokens in all than most_exact by signs alone. best: [tokens, count]; first and
    seen: [count]; what has no tokens is not seen. Returns 0, -1 and -2 as late_exact, or -3 when there are more tokens than
    most: then nothing is matched. */
-long late_whole(const late_query *query, const token_rows *stored, const int64_t *slots, long count, long most_exact, long most,
+long late_whole(late_query *query, const token_rows *stored, const int64_t *slots, long count, long most_exact, long most,
                 float *best, double *first, uint8_t *seen) {
     int64_t *begins = malloc((3 * count + 1) * sizeof *begins), *lengths = begins + count, *owners = lengths + count, total = 0;
     if (!begins) return -1;

@@ -8,52 +8,51 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dakera_cluster.native.library import allocated, given, kernels
+from dakera_cluster.native.library import NULL, allocated, buffer, filled, given, kernels
 
 MAX_WIDTH = 4096
 MAX_TOKENS = 64
 MAX_STEP = 2047
 """Largest component of a question's token: sixteen of them stay within 16 bits."""
-NO_MEMORY, BEYOND, TOO_MANY, WITHOUT_TOKENS, WITHOUT_KEY = -1, -2, -3, -4, -5
+NO_MEMORY, BEYOND, TOO_MANY = -1, -2, -3
 
 Runs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 """``(begins, lengths, owners)``: rows of signs matched on their own, and whose they are; those of one owner together."""
 
 
+class Cosines:
+    """``values``: float32[d + 1], the similarity of vectors of width d by how many of their signs differ."""
+
+    def __init__(self, values: NDArray[np.float32]) -> None:
+        self.width, self.values = len(values) - 1, given(values, np.float32)
+
+
 class Query:
     """The tokens of a question, and what each weighs. ``vectors``: float32 or float16[t, d]; ``weights``: float64[t];
-    ``cosines``: float32[d + 1], the similarity by differing signs. ``struct``: all of it, for kernels.
+    ``cosines``: of its width. ``struct``: all of it, for kernels.
 
     Tokens are matched in whole steps (``steps``: int16[t, d]), the largest component of each at MAX_STEP of them; ``sums``:
     float64[t], of the steps; ``scales``: float64[t], what a step is worth in a similarity, which divides by the root of d;
-    ``signs``: uint8[t, d / 8]. A component that is no number counts as 0."""
+    ``signs``: uint8[t, d / 8]. The first kernel that matches the question makes them. A component that is no number counts
+    as 0."""
 
-    __slots__ = ("_kept", "_room", "cosines", "struct", "weights", "width")
+    __slots__ = ("_kept", "_room", "struct", "weights", "width")
 
-    def __init__(
-        self, vectors: NDArray[np.floating], weights: NDArray[np.float64], cosines: NDArray[np.float32]
-    ) -> None:
+    def __init__(self, vectors: NDArray[np.floating], weights: NDArray[np.float64], cosines: Cosines) -> None:
         tokens, width = vectors.shape
         if width % 8:
             raise ValueError(f"tokens of width {width} have no whole bytes of signs")
-        if width > MAX_WIDTH or tokens > MAX_TOKENS or len(weights) != tokens or len(cosines) != width + 1:
+        if width > MAX_WIDTH or tokens > MAX_TOKENS or len(weights) != tokens or cosines.width != width:
             raise ValueError(f"{tokens} tokens of width {width} do not fit the kernel or the arrays given")
-        self.weights, self.cosines, self.width = weights, cosines, width
-        self._room = np.empty(16 * tokens + 17 * (tokens * width // 8), np.uint8)
-        self.struct = allocated("late_query", 1)
-        self._kept = given(weights, np.float64), given(cosines, np.float32), given(self._room, np.uint8)
-        own = self.struct[0]
-        own.weights, own.cosines = self._kept[:2]
+        self.weights, self.width = weights, width
         are_halves = vectors.dtype == np.float16
-        kernels.late_ready(
-            given(vectors, np.float16 if are_halves else np.float32),
-            are_halves,
-            tokens,
-            width,
-            MAX_STEP,
-            MAX_STEP * math.sqrt(width),
-            self._kept[2],
-            self.struct,
+        held, weighing = given(vectors, np.float16 if are_halves else np.float32), given(weights, np.float64)
+        self._room = room = allocated("uint8_t", 16 * tokens + 17 * (tokens * width // 8))
+        self._kept = held, weighing, cosines
+        measures = MAX_STEP, MAX_STEP * math.sqrt(width)
+        self.struct = filled(
+            "late_query *",
+            (NULL, NULL, NULL, NULL, weighing, cosines.values, tokens, width, held, are_halves, *measures, room),
         )
 
     def __len__(self) -> int:
@@ -61,20 +60,24 @@ class Query:
 
     @property
     def sums(self) -> NDArray[np.float64]:
-        return self._room[: 8 * len(self)].view(np.float64)
+        return self._ready()[: 8 * len(self)].view(np.float64)
 
     @property
     def scales(self) -> NDArray[np.float64]:
-        return self._room[8 * len(self) : 16 * len(self)].view(np.float64)
+        return self._ready()[8 * len(self) : 16 * len(self)].view(np.float64)
 
     @property
     def steps(self) -> NDArray[np.int16]:
         stop = len(self) * (16 + 2 * self.width)
-        return self._room[16 * len(self) : stop].view(np.int16).reshape(len(self), self.width)
+        return self._ready()[16 * len(self) : stop].view(np.int16).reshape(len(self), self.width)
 
     @property
     def signs(self) -> NDArray[np.uint8]:
-        return self._room[len(self) * (16 + 2 * self.width) :].reshape(len(self), self.width // 8)
+        return self._ready()[len(self) * (16 + 2 * self.width) :].reshape(len(self), self.width // 8)
+
+    def _ready(self) -> NDArray[np.uint8]:
+        kernels.late_ready(self.struct)
+        return np.frombuffer(buffer(self._room), np.uint8)
 
 
 class Stored:
@@ -193,10 +196,8 @@ def _matched(
 
 
 def done(status: int) -> None:
-    """Raise what a kernel of matching or of pools reports."""
+    """Raise what a kernel of matching reports."""
     if status == NO_MEMORY:
         raise MemoryError("no memory to match the tokens of a question")
     if status == BEYOND:
         raise ValueError("runs reach beyond the tokens or the results")
-    if status == WITHOUT_KEY:
-        raise ValueError("a slot has no key")

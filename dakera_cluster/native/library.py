@@ -70,6 +70,11 @@ def allocated(kind: str, count: int) -> Any:
     return newp(_type_of(f"{kind}[]"), count)
 
 
+def buffer(room: Any) -> memoryview:
+    """The bytes of what was allocated, which live as long."""
+    return memoryview(_ffi.buffer(room))
+
+
 def filled(kind: str, values: Any) -> Any:
     """A new array or structure of kernels.h with these values; it lives as long as what is returned."""
     return newp(_type_of(kind), values)

@@ -1,4 +1,4 @@
-"""Orders by score and key, and min-max scaling. Called by retrieval/ties.py and features.py."""
+"""Orders by score and key, and min-max scaling. Called by retrieval/ties.py and model.py."""
 
 from __future__ import annotations
 
@@ -36,39 +36,6 @@ def weighted_rows(values: NDArray[np.float64], weights: NDArray[np.float64]) -> 
     sums = np.empty(values.shape[1])
     kernels.weighted_rows(given(values, np.float64), given(weights, np.float64), *values.shape, given(sums, np.float64))
     return sums
-
-
-def ordered_sums(
-    values: NDArray[np.float64],
-    weights: NDArray[np.float64],
-    added: NDArray[np.float64],
-    slots: NDArray[np.int64],
-    keys: NDArray[np.uint64],
-) -> tuple[NDArray[np.float64], NDArray[np.int64], bool]:
-    """``(sums float64[n], order int64[n], whether any two are equal)``: ``weighted_rows`` and what is ``added`` (float64[n]) to
-    them, and the positions by sum descending, then by the key of their slot (``keys``: by slot). Raises ValueError for a
-    slot without a key."""
-    rows, count = values.shape
-    if len(weights) != rows or not len(added) == len(slots) == count:
-        raise ValueError("the arrays of sums do not fit together")
-    sums, order = np.empty(count), np.empty(count, np.int64)
-    equal = kernels.ordered_sums(
-        given(values, np.float64),
-        given(weights, np.float64),
-        rows,
-        count,
-        given(added, np.float64),
-        given(slots, np.int64),
-        given(keys, np.uint64),
-        len(keys),
-        given(sums, np.float64),
-        given(order, np.int64),
-    )
-    if equal == -1:
-        raise MemoryError(f"no memory to order {count} sums")
-    if equal < 0:
-        raise ValueError("a slot has no key")
-    return sums, order, equal > 0
 
 
 def ranks(values: NDArray[np.float64]) -> NDArray[np.int64]:

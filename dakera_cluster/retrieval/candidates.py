@@ -10,9 +10,9 @@ more gets longer lists. Called by the engine.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,6 +20,7 @@ from dakera_cluster.index.vectors import VectorIndex
 from dakera_cluster.native import candidates as native
 from dakera_cluster.native import hits, windows
 from dakera_cluster.native.candidates import Asked
+from dakera_cluster.native.pool import SecondLook
 from dakera_cluster.native.vectors import Rows
 from dakera_cluster.retrieval import ties
 from dakera_cluster.retrieval.lexical import WINDOW_B, WINDOW_K1, WordScores
@@ -43,8 +44,7 @@ MAX_SETTINGS = 64
 Mask = NDArray[np.bool_]
 
 
-@dataclass(frozen=True, slots=True)
-class Candidates:
+class Candidates(msgspec.Struct, frozen=True, gc=False):
     """``slots``: int64[n], the best first. ``columns``: float64[5, n], parallel to them: ``fused`` (descending), ``cosine`` (NaN
     without a vector), ``bm25``, ``coverage`` and ``window``."""
 
@@ -71,14 +71,6 @@ class Candidates:
     def window(self) -> NDArray[np.float64]:
         return np.asarray(self.columns[4])
 
-    def head(self, n: int) -> Candidates:
-        """The first ``n``."""
-        return Candidates(self.slots[:n], self.columns[:, :n])
-
-    def at(self, places: NDArray[np.int64]) -> Candidates:
-        """Those at ``places``."""
-        return Candidates(self.slots[places], self.columns.take(places, axis=1))
-
 
 def candidates(
     view: RecallView,
@@ -88,9 +80,10 @@ def candidates(
     options: Options,
     settings: Settings,
     allowed: Mask | None,
+    second: SecondLook | None = None,
 ) -> tuple[WordScores, Candidates]:
     """What the words of the question say, and the fused candidates. ``time`` is given for temporal questions only: it turns the
-    temporal factor on."""
+    temporal factor on. A ``second`` look is taken at them on the way where one pass finds them all."""
     vector = query.vector
     routing = options.routing
     if routing is Routing.AUTO:
@@ -115,7 +108,7 @@ def candidates(
 
         def look(rows: Rows | None, unit: NDArray[np.float32]) -> tuple[bool, native.Look]:
             how = at_once if rows is not None else None
-            return rows is not None, native.look(lists, talk, rows, far, asked, unit, allowed, long, how)
+            return rows is not None, native.look(lists, talk, rows, far, asked, unit, allowed, long, how, second)
 
         scanned, (found, slots, known) = vectors.look(vector, look)
         words = WordScores(found)

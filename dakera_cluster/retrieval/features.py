@@ -10,18 +10,19 @@ Called by the engine.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dakera_cluster.native import features as native_features
 from dakera_cluster.native import late as native
+from dakera_cluster.native import pool as pools
 from dakera_cluster.native import talk as native_talk
+from dakera_cluster.native.features import Asked, Layout
 from dakera_cluster.retrieval import talk
 from dakera_cluster.retrieval.candidates import Candidates
 from dakera_cluster.retrieval.context import Neighbourhood, neighbourhood
-from dakera_cluster.retrieval.late import LateQuery, Pool, glance
+from dakera_cluster.retrieval.late import LateQuery, glance
 from dakera_cluster.retrieval.lexical import WINDOW_B, WINDOW_K1, WordScores, window_scores
 from dakera_cluster.retrieval.order import NOBODY
 from dakera_cluster.retrieval.query import QueryFeatures
@@ -101,8 +102,9 @@ FLAGS = frozenset(
 _SHARES = frozenset(("cosine_apart", "window_met", "window_wide_met", "late_long", "cover_said"))
 """Graded features that count again, in proportion to what else is known of the question or the memory."""
 _PLACE = {name: place for place, name in enumerate(NAMES)}
-_LAYOUT = native_features.Layout([*NAMES], [name for name in NAMES if name not in FLAGS or name in _SHARES])
-_LENGTHS = native_features.Lengths(LENGTH_SCORES)
+_LAYOUT = Layout(
+    [*NAMES], [name for name in NAMES if name not in FLAGS or name in _SHARES], RANK_SCALE, (WINDOW_K1, WINDOW_B)
+)
 _WORD = re.compile(r"[a-z0-9]+")
 _FIRST_PERSON = re.compile(r"\b(?:i|i['’]\w+|my|me|mine|we|our|us)\b", re.IGNORECASE)
 _HOW_MUCH = re.compile(
@@ -111,51 +113,51 @@ _HOW_MUCH = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Features:
-    """``values``: float64[n, len(NAMES)] of ``slots``; ``best``: float32[t, n], what each question token found in each."""
+def judging(view: RecallView, query: QueryFeatures, time: QueryTime, weighing: pools.Weighing) -> pools.Judging:
+    """How the memories of a pool are to be ranked."""
+    evidence = view.evidence
+    are_alone = evidence.order.is_empty
+    return pools.Judging(
+        _LAYOUT,
+        _asked(time.asks_when, _HOW_MUCH.search(query.text) is not None, _FIRST_PERSON.search(query.text) is not None),
+        evidence.traits,
+        evidence.talk,
+        view.importance,
+        weighing,
+        are_alone=are_alone,
+        is_whole=are_alone and not (time.is_bound or evidence.has_passages or not evidence.speaker_names().is_empty),
+    )
 
-    slots: NDArray[np.int64]
-    values: NDArray[np.float64]
-    best: NDArray[np.float32]
 
-
-def features(
+def completed(
     view: RecallView,
     query: QueryFeatures,
     late: LateQuery,
     words: WordScores,
     time: QueryTime,
-    pool: Candidates,
-    own: Pool,
+    pool: pools.Pool,
     found: Candidates,
-) -> Features:
-    """The features of the pool. ``own`` are the matches of exactly the pool's slots; ``found``: all candidates."""
+    how: pools.Judging,
+) -> pools.Judged:
+    """``pool`` with the features that come from elsewhere than its memories, and concluded. ``found``: all candidates."""
     slots = pool.slots
-    filled = native_features.Rows(_LAYOUT, own)
-    filled.add_common(
-        view.evidence.traits,
-        _LENGTHS,
-        Role.ASSISTANT,
-        RANK_SCALE,
-        asks_when=time.asks_when,
-        asks_how_much=_HOW_MUCH.search(query.text) is not None,
-        of_self=_FIRST_PERSON.search(query.text) is not None,
-    )
     # A row that nothing is written to says nothing of anybody.
     columns = {**_passages(view, query, pool), **_speaker(view, query.text, slots), **_time(view, time, slots)}
     talk_lengths = None
-    if view.evidence.order.is_empty:
-        filled.add_lone(words.found, WINDOW_K1, WINDOW_B, late)
-    else:
+    if not how.are_alone:
         stretch = talk.stretch(view, slots)
-        columns |= _in_company(view, query, late, words, pool, own, stretch, found)
+        columns |= _in_company(view, query, late, words, pool, stretch, found)
         talk_lengths = talk.length(stretch)
+    values = pool.values
     for name, column in columns.items():
-        filled.values[_PLACE[name]] = column
+        values[_PLACE[name]] = column
     # A question in other words than the memories' own must be answered by meaning, one in the same words by the words.
-    filled.close(talk_lengths)
-    return Features(slots, filled.values.T, own.best)
+    return pools.concluded(pool, talk_lengths, how)
+
+
+@cache
+def _asked(asks_when: bool, asks_how_much: bool, of_self: bool) -> Asked:
+    return Asked(LENGTH_SCORES, Role.ASSISTANT, asks_when=asks_when, asks_how_much=asks_how_much, of_self=of_self)
 
 
 def _in_company(
@@ -163,8 +165,7 @@ def _in_company(
     query: QueryFeatures,
     late: LateQuery,
     words: WordScores,
-    pool: Candidates,
-    own: Pool,
+    pool: pools.Pool,
     stretch: talk.Stretch,
     found: Candidates,
 ) -> dict[str, NDArray[np.float64]]:
@@ -172,7 +173,7 @@ def _in_company(
     around = neighbourhood(view.evidence, slots)
     known = found.slots, found.cosine
     lead, following = talk.cosines(view, query, slots, pool.cosine, stretch, around.next, known)
-    best = np.ascontiguousarray(own.best.T)
+    best = np.ascontiguousarray(pool.best.T)
     return {
         "window_turns": window_scores(words, slots, around.slots, around.turns(WINDOW_TURNS)),
         "window_wide": window_scores(words, slots, around.slots, around.within(WIDE_WORDS)),
@@ -180,12 +181,12 @@ def _in_company(
         "cosine_next": following,
         "cover_talk": talk.covered(late, best, slots, stretch),
         **_context(view, late, slots, best, around),
-        "session": native_talk.best_alike(np.maximum(own.late, 0.0), view.evidence.order.codes(slots)),
+        "session": native_talk.best_alike(np.maximum(pool.late, 0.0), view.evidence.order.codes(slots)),
         "in_session": (around.slots[:, 0] != NOBODY).astype(np.float64),
     }
 
 
-def _passages(view: RecallView, query: QueryFeatures, pool: Candidates) -> dict[str, NDArray[np.float64]]:
+def _passages(view: RecallView, query: QueryFeatures, pool: pools.Pool) -> dict[str, NDArray[np.float64]]:
     if not view.evidence.has_passages or query.vector is None:
         return {}
     if view.vectors is None or view.vectors.dimension != len(query.vector):

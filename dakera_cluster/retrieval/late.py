@@ -18,7 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dakera_cluster.native import late as native
-from dakera_cluster.native import pool as native_pool
+from dakera_cluster.native import pool as pools
+from dakera_cluster.retrieval.candidates import Candidates
+from dakera_cluster.retrieval.lexical import WordScores
 from dakera_cluster.retrieval.query import QueryFeatures
 from dakera_cluster.retrieval.tokens import TokenStore
 
@@ -30,10 +32,8 @@ MAX_TOKENS = 32_000
 """Tokens of one step of one recall; memories beyond it are matched by their first passage, then not at all."""
 
 
-Pool = native_pool.Pool
-"""The candidates that the model orders, with what late interaction knows of them."""
 LateQuery = native.Query
-"""A question made ready: its tokens in whole steps and as signs, and the idf of each, whose sum is 1."""
+"""A question and the idf of each of its tokens, whose sum is 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +49,19 @@ class Matches:
 
 
 def late_query(query: QueryFeatures, store: TokenStore, live: int) -> LateQuery:
-    """The question made ready for ``store``; without tokens its length is 0. ``live``: memories in the namespace."""
-    vectors = query.token_vectors[:MAX_QUERY_TOKENS]
-    ids = query.token_ids[:MAX_QUERY_TOKENS]
+    """The question as it is compared with ``store``; without tokens its length is 0. ``live``: memories in the namespace."""
+    vectors, ids = query.token_vectors, query.token_ids
+    if len(ids) > MAX_QUERY_TOKENS:
+        vectors, ids = vectors[:MAX_QUERY_TOKENS], ids[:MAX_QUERY_TOKENS]
     width = vectors.shape[1]
     if not len(ids) or width > native.MAX_WIDTH or width % 8:
         return _nothing()
-    found = np.minimum(store.document_frequencies(ids), live)
-    idf = np.log(1 + (live - found + 0.5) / (found + 0.5))
+    rarity = []
+    for found in store.document_frequencies(ids):
+        held = found if found < live else live
+        rarity.append(1 + (live - held + 0.5) / (held + 0.5))
+    # numpy's logarithm and the C library's differ in a last place here and there: one way, for all answers to stay the same.
+    idf = np.log(rarity)
     total = 0.0
     for value in idf.tolist():
         total += value
@@ -66,7 +71,7 @@ def late_query(query: QueryFeatures, store: TokenStore, live: int) -> LateQuery:
 
 @cache
 def _nothing() -> LateQuery:
-    return LateQuery(np.zeros((0, 0), np.float32), np.zeros(0), np.ones(1, np.float32))
+    return LateQuery(np.zeros((0, 0), np.float32), np.zeros(0), native.Cosines(np.ones(1, np.float32)))
 
 
 def weighted(query: LateQuery, similarities: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -107,29 +112,39 @@ def _are_whole(query: LateQuery, store: TokenStore, slots: NDArray[np.int64]) ->
     return len(query) > 0 and store.width == query.width and not store.have_passages(slots)
 
 
+def second_look(
+    query: LateQuery, store: TokenStore, bounds: pools.Bounds, how: pools.Judging
+) -> pools.SecondLook | None:
+    """How candidates are looked at closely when each is one run of tokens; None where the question cannot be compared."""
+    return pools.SecondLook(query, store.stored, bounds, how) if len(query) and store.width == query.width else None
+
+
 def best_of(
     query: LateQuery,
     store: TokenStore,
-    slots: NDArray[np.int64],
-    columns: NDArray[np.float64],
-    size: int,
-    share: float,
+    words: WordScores,
+    found: Candidates,
+    bounds: pools.Bounds,
+    how: pools.Judging,
+    second: pools.SecondLook | None,
     keys: NDArray[np.uint64],
-    kept: int,
-) -> Pool:
-    """The ``kept`` best of the first ``size`` candidates (``slots`` and ``columns`` of Candidates), by their fused scores and
-    ``share`` times their late ones, both scaled; ties by ``keys`` (by slot)."""
-    head = slots[:size]
-    if _are_whole(query, store, head):
-        pool = native_pool.matched(
-            query, store.stored, slots, columns, size, EXACT_TOKENS, MAX_TOKENS, share, keys, kept
-        )
-        if pool is not None:
-            return pool
+) -> pools.Judged:
+    """The best of the candidates, by their fused scores and their late ones, as far as ``how`` judges them: what the ``second``
+    look makes of them where it can. Of the donors of what memories without tokens are supposed to match, ``keys`` (by slot)
+    decide."""
+    slots, columns = found.slots, found.columns
+    head = slots[: bounds.size]
+    if second is not None and (second.is_taken or not store.have_passages(head)):
+        if not second.is_taken:
+            second.at(slots, columns, words.found)
+        judged = second.judged(len(slots))
+        if judged is not None:
+            return judged
     own = match(query, store, head)
     if own.bare.any():
-        own = supposed(own, columns[native_pool.COSINE, :size], keys[head])
-    return native_pool.cut(query, slots, columns, own.best, own.first, share, keys, kept)
+        own = supposed(own, found.cosine[: bounds.size], keys[head])
+    pool = pools.cut(query, slots, columns, own.best, own.first, bounds, how)
+    return pools.judged(pool, query, how, words.found)
 
 
 def _match(
@@ -185,10 +200,10 @@ def glance(
 
 
 @cache
-def _cosine_of(width: int) -> NDArray[np.float32]:
+def _cosine_of(width: int) -> native.Cosines:
     """By the number of differing signs."""
     share = np.arange(width + 1) / width
-    return (math.sqrt(2 / math.pi) * np.sin(math.pi / 2 * (1 - 2 * share))).astype(np.float32)
+    return native.Cosines((math.sqrt(2 / math.pi) * np.sin(math.pi / 2 * (1 - 2 * share))).astype(np.float32))
 
 
 def _write(

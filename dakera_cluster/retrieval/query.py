@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 
-@dataclass(frozen=True, slots=True)
-class QueryFeatures:
+class QueryFeatures(msgspec.Struct, frozen=True, gc=False):
     """``vector``: float32[d] of L2 norm 1, None when the node has no model. ``token_vectors``: float32 or float16[t, d], rows
     of norm 1, and ``token_ids``: int32[t], of the pieces that carry meaning; t may be 0. ``now_s``: Unix seconds, for
     relative dates and decay."""

@@ -10,7 +10,7 @@ RAM: d / 8 + 2 bytes a token (50 at 384 dimensions), 12 a slot. Owned by evidenc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import is_
 
 import numpy as np
@@ -114,6 +114,11 @@ class TokenStore:
             self._stored = Stored(*own)
         return self._stored
 
+    @property
+    def are_whole(self) -> bool:
+        """Whether no memory has more than one passage."""
+        return not self._units
+
     def have_passages(self, slots: NDArray[np.int64]) -> bool:
         """Whether any of ``slots`` has more than one passage."""
         return bool(self._units) and not self._units.keys().isdisjoint(slots.tolist())
@@ -146,13 +151,14 @@ class TokenStore:
             lengths -= begins
         return begins, lengths, owners
 
-    def document_frequencies(self, ids: NDArray[np.int32]) -> NDArray[np.integer]:
-        """In how many memories each piece stands, int[n] (a repeat within a memory counts in small stores)."""
-        wanted = ids & 0xFFFF
+    def document_frequencies(self, ids: NDArray[np.int32]) -> list[int]:
+        """In how many memories each piece stands (a repeat within a memory counts in small stores)."""
         if self._frequencies is not None:
-            return self._frequencies.take(wanted)
+            frequency: Callable[[int], int] = self._frequencies.item
+            return [frequency(piece % ID_SPACE) for piece in ids.tolist()]
         # Holes may hold removed tokens; a count over them would make the order depend on the replica's history.
-        return occurrences(self._live_ids(), wanted.astype(np.uint16))
+        found: list[int] = occurrences(self._live_ids(), (ids % ID_SPACE).astype(np.uint16)).tolist()
+        return found
 
     def dump(self) -> dict[str, np.ndarray]:
         """The arrays, packed, and what ``load`` needs."""

@@ -9,17 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from dakera_cluster.index.fulltext import FullTextIndex
 from dakera_cluster.index.vectors import VectorIndex
+from dakera_cluster.native.importance import Importance
 from dakera_cluster.retrieval.evidence import Evidence
 
 
 class RecallView(Protocol):
-    """``ids``: row id by slot. ``importance_of``: float32[n], 0 to 1. ``accessed_of``: float64[n], Unix seconds of the later
-    of creation and last access."""
+    """``ids``: row id by slot. ``importance``: of each, good until the next change."""
 
     @property
     def ids(self) -> Sequence[str]: ...
@@ -29,6 +26,5 @@ class RecallView(Protocol):
     def vectors(self) -> VectorIndex | None: ...
     @property
     def evidence(self) -> Evidence: ...
-
-    def importance_of(self, slots: NDArray[np.int64]) -> NDArray[np.float32]: ...
-    def accessed_of(self, slots: NDArray[np.int64]) -> NDArray[np.float64]: ...
+    @property
+    def importance(self) -> Importance: ...

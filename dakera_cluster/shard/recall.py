@@ -6,7 +6,6 @@ namespace's lane.
 
 from __future__ import annotations
 
-import math
 import time
 from itertools import repeat
 
@@ -56,19 +55,22 @@ def _hits(view: NamespaceView, replica: Replica, slots: list[int], ranking: Rank
         found = zip(slots, rows, strict=True)
         return [Hit(ids[slot], 0.0, None, None, row.body, row.usage) for slot, row in found if row is not None]
     features = ranking.features if ranking.features is not None else repeat(None)
-    ranked = zip(
-        slots,
-        rows,
-        ranking.scores.tolist(),
-        ranking.relevance.tolist(),
-        ranking.cosine.tolist(),
-        ranking.bm25.tolist(),
-        features,
-        strict=False,
-    )
+    # What is no number is not equal to itself.
     return [
-        Hit(ids[slot], score, _known(cosine), _known(bm25), row.body, row.usage, about, None, relevance)
-        for slot, row, score, relevance, cosine, bm25, about in ranked
+        Hit(
+            ids[slot],
+            score,
+            cosine if cosine == cosine else None,
+            bm25 if bm25 > 0 else None,
+            row.body,
+            row.usage,
+            about,
+            None,
+            relevance,
+        )
+        for slot, row, relevance, score, cosine, bm25, about in zip(
+            slots, rows, *ranking.columns.tolist(), features, strict=False
+        )
         if row is not None
     ]
 
@@ -87,10 +89,6 @@ def _rows(view: NamespaceView, replica: Replica, slots: list[int]) -> list[KeptR
             rows[place] = row = KeptRow(readable_in(body), usage, sequence)
             view.keep(slots[place], row)
     return rows
-
-
-def _known(score: float) -> float | None:
-    return None if math.isnan(score) else score
 
 
 def _neighbours(view: NamespaceView, slots: list[int], now_ms: int) -> list[int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
+from operator import is_
 from typing import Any, Protocol
 
 import msgspec
@@ -21,6 +22,7 @@ from dakera_cluster.index.vectors import FLAT_THRESHOLD_ROWS, MIN_APPROXIMATE_RO
 from dakera_cluster.model import filters
 from dakera_cluster.model.memories import Field
 from dakera_cluster.model.rows import Kind, decode_document, decode_usage
+from dakera_cluster.native.importance import Importance
 from dakera_cluster.retrieval.evidence import Evidence
 from dakera_cluster.shard.attributes import Attributes
 from dakera_cluster.shard.kept_rows import KeptRow, KeptRows
@@ -83,6 +85,7 @@ class NamespaceView:
         self.changes_since_weighed = 0.0
         self._documents_changed = 0
         self._settled = -1
+        self._importance: Importance | None = None
         self._rows = rows
         self._columns = Columns(self._column_values)
 
@@ -263,15 +266,13 @@ class NamespaceView:
             return None
         return self.mask(where, now_ms)
 
-    def importance_of(self, slots: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """float32[n]: importance as stored."""
-        importance: np.ndarray[Any, Any] = self.attributes.importance[slots]
-        return importance
-
-    def accessed_of(self, slots: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """float64[n]: Unix seconds of the later of creation and last access."""
-        created, accessed_ms = self.attributes.created[slots], self.attributes.accessed_ms[slots]
-        return np.asarray(np.maximum(created.astype(np.float64), accessed_ms / 1000.0))
+    @property
+    def importance(self) -> Importance:
+        """The importance of every document, and its times; good until the next change."""
+        own = self.attributes.importance, self.attributes.created, self.attributes.accessed_ms
+        if self._importance is None or not all(map(is_, self._importance.arrays, own)):
+            self._importance = Importance(*own)
+        return self._importance
 
     @property
     def memory_bytes(self) -> int:

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dakera_cluster.index.fulltext import FullTextIndex
 from dakera_cluster.index.vectors import VectorIndex
 from dakera_cluster.model.memories import DEFAULT_IMPORTANCE, Field
+from dakera_cluster.native.importance import Importance
 from dakera_cluster.retrieval.evidence import Evidence
 
 
@@ -27,7 +27,7 @@ class LocalView:
         self.evidence = Evidence()
         self._slots: dict[str, int] = {}
         self._importance: list[float] = []
-        self._created: list[float] = []
+        self._created: list[int] = []
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -39,9 +39,9 @@ class LocalView:
             slot = self._slots[row_id] = len(self.ids)
             self.ids.append(row_id)
             self._importance.append(0.0)
-            self._created.append(0.0)
+            self._created.append(0)
         self._importance[slot] = float(fields.get(Field.IMPORTANCE, DEFAULT_IMPORTANCE))
-        self._created[slot] = float(fields.get(Field.CREATED) or 0)
+        self._created[slot] = int(fields.get(Field.CREATED) or 0)
         self.text.add(slot, fields.get(Field.TEXT) or "")
         vector = fields.get(Field.VECTOR)
         if vector:
@@ -59,8 +59,7 @@ class LocalView:
             self.vectors.remove(np.array([slot]))
         self.evidence.remove(slot)
 
-    def importance_of(self, slots: NDArray[np.int64]) -> NDArray[np.float32]:
-        return np.array([self._importance[slot] for slot in slots.tolist()], np.float32)
-
-    def accessed_of(self, slots: NDArray[np.int64]) -> NDArray[np.float64]:
-        return np.array([self._created[slot] for slot in slots.tolist()], np.float64)
+    @property
+    def importance(self) -> Importance:
+        accessed_ms = np.zeros(len(self.ids), np.int64)
+        return Importance(np.array(self._importance, np.float32), np.array(self._created, np.int64), accessed_ms)

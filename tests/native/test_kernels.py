@@ -99,7 +99,7 @@ class LateCase:
 
     @property
     def query(self) -> late.Query:
-        return late.Query(self.steps.astype(np.float32), self.weights, self.cosines)
+        return late.Query(self.steps.astype(np.float32), self.weights, late.Cosines(self.cosines))
 
     @property
     def stored(self) -> late.Stored:
@@ -211,7 +211,7 @@ def test_steps_are_those_of_numpy(dtype: type) -> None:
     vectors[3, 5] = math.nan
     vectors[4, 7], vectors[5, :4] = -math.inf, (3e-8, -6e-5, 65_504, -0.0)
     vectors[6] *= 2.0**-14
-    query = late.Query(vectors, np.ones(9), np.ones(73, np.float32))
+    query = late.Query(vectors, np.ones(9), late.Cosines(np.ones(73, np.float32)))
     known = np.where(np.isnan(vectors), 0, vectors).astype(np.float32)
     peaks = np.maximum(np.abs(known).max(axis=1), np.finfo(np.float32).tiny).astype(np.float64)
     with np.errstate(invalid="ignore"):
@@ -225,9 +225,8 @@ def test_steps_are_those_of_numpy(dtype: type) -> None:
 def test_each_float_of_sixteen_bits_is_read_as_numpy_reads_it() -> None:
     every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
     for some in every[np.isfinite(every)].reshape(-1, 31, 1024):
-        query, wide = (
-            late.Query(each, np.ones(31), np.ones(1025, np.float32)) for each in (some, some.astype(np.float32))
-        )
+        cosines = late.Cosines(np.ones(1025, np.float32))
+        query, wide = (late.Query(each, np.ones(31), cosines) for each in (some, some.astype(np.float32)))
         assert np.array_equal(query.steps, wide.steps)
         assert np.array_equal(query.scales, wide.scales)
         assert np.array_equal(query.signs, wide.signs)

@@ -7,7 +7,7 @@ import pytest
 from dakera_cluster.retrieval import talk
 from dakera_cluster.retrieval.engine import prepare
 from dakera_cluster.retrieval.features import NAMES
-from dakera_cluster.retrieval.options import Options, Settings
+from dakera_cluster.retrieval.options import Settings
 from ops.recall.local_view import LocalView
 from tests.support.recall_rows import question, row
 
@@ -31,10 +31,10 @@ def view_of(rows: dict[str, dict[str, Any]], order: list[str] | None = None) -> 
 
 def features_of(view: LocalView, text: str) -> dict[str, dict[str, float]]:
     """Row id to feature to value."""
-    found = prepare(view, question(text), Options(), Settings()).features
+    found = prepare(view, question(text), Settings()).pool
     return {
         view.ids[slot]: dict(zip(NAMES, values, strict=True))
-        for slot, values in zip(found.slots.tolist(), found.values.tolist(), strict=True)
+        for slot, values in zip(found.slots.tolist(), found.values.T.tolist(), strict=True)
     }
 
 
@@ -54,7 +54,7 @@ def test_candidates_of_the_same_stretch_of_talk_cover_words_for_each_other(
     said = ["the walrus was here", *filler(between, words), "it could sing"]
     view = view_of(chat(said, metadata) | chat(filler(20, 6, seed=9), session="t"))
     slots = np.array([0, len(said) - 1])
-    prepared = prepare(view, question("did the walrus sing"), Options(), Settings())
+    prepared = prepare(view, question("did the walrus sing"), Settings())
     best = np.array([[0.9, 0.1], [0.1, 0.8]], np.float32)
     own = prepared.late.weights @ best
     found = talk.covered(prepared.late, best, slots, talk.stretch(view, slots))
@@ -64,7 +64,7 @@ def test_candidates_of_the_same_stretch_of_talk_cover_words_for_each_other(
 
 def test_another_session_is_another_talk() -> None:
     view = view_of(chat(["the walrus was here"], session="a") | chat(["it could sing"], session="b"))
-    late = prepare(view, question("did the walrus sing"), Options(), Settings()).late
+    late = prepare(view, question("did the walrus sing"), Settings()).late
     best = np.array([[0.9, 0.1], [0.1, 0.8]], np.float32)
     slots = np.array([0, 1])
     assert talk.covered(late, best, slots, talk.stretch(view, slots)) == pytest.approx(late.weights @ best, abs=1e-6)
@@ -136,7 +136,7 @@ def test_a_pause_ends_a_talk_in_the_midst_of_a_session() -> None:
         == pytest.approx((1 + talk.REACH - talk.SHORT_TALK_TURNS) / (1 + 2 * talk.REACH - talk.SHORT_TALK_TURNS))
     )
     view = view_of(rows)
-    late = prepare(view, question("did the walrus sing"), Options(), Settings()).late
+    late = prepare(view, question("did the walrus sing"), Settings()).late
     best = np.array([[0.9, 0.1], [0.1, 0.8]], np.float32)
     for slots, covers in (([60, 71], False), ([60, 70], True)):
         expected = late.weights @ (best.max(axis=1, keepdims=True) if covers else best) * np.ones(2)
