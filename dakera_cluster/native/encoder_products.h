@@ -225,7 +225,7 @@ FAST_INLINED void finish_block(const finish how, long rows, const dense_weights 
 FAST_INLINED void multiply(const finish how, const dense_weights *dense, const uint8_t *bytes, const float *row_scales,
                            long count, const float *added, float *to) {
     long inner = dense->inner, outer = dense->outer;
-    long blocks = count > WHOLE_ROWS ? (count + ROWS - 1) / ROWS : 1;
+    long blocks = count > WHOLE_ROWS ? (count + ROWS - 1) / ROWS : count > 0;
     int32_t sums[TILE_ROWS * PANEL] __attribute__((aligned(ALIGNED)));
     for (long panel = 0; panel * PANEL < outer; panel++) {
         for (long row = 0; dense->tiled && row < count; row += TILE_ROWS) {
