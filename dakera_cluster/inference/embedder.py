@@ -22,6 +22,7 @@ from dakera_cluster.inference.models import ModelSpec, TextKind
 from dakera_cluster.inference.native_pass import NativePass, native_pass
 from dakera_cluster.inference.onnx_pass import Device, OnnxPass, check_device
 from dakera_cluster.inference.store import InstalledModel
+from dakera_cluster.inference.word_pieces import word_pieces
 from dakera_cluster.native.encoder import Wanted
 
 MAX_BATCH_TOKENS = 256
@@ -53,6 +54,7 @@ class TextEncoder:
         self.fingerprint = model.fingerprint
         self._max_batch_tokens = max_batch_tokens
         self._tokenizer = _tokenizer(model.tokenizer_path, self.spec.max_tokens)
+        self._words = word_pieces(self._tokenizer, self.spec.max_tokens)
         special = _special(self._tokenizer)
         own = native_pass(model, special, threads) if native and device is Device.CPU else None
         self._pass: NativePass | OnnxPass = own or OnnxPass(
@@ -80,8 +82,15 @@ class TextEncoder:
         """Word-piece ids of each text with its prefix and special tokens, cut at the model's limit."""
         prefix = self.spec.prefix(kind)
         limit = self.spec.max_tokens * MAX_TEXT_CHARS_PER_TOKEN
-        encodings = self._tokenizer.encode_batch_fast([prefix + whole(text[:limit]) for text in texts])
-        return [encoding.ids for encoding in encodings]
+        texts = [prefix + text[:limit] for text in texts]
+        words = self._words
+        found = [None if words is None else words.ids(text) for text in texts]
+        rest = [place for place, ids in enumerate(found) if ids is None]
+        if rest:
+            encodings = self._tokenizer.encode_batch_fast([whole(texts[place]) for place in rest])
+            for place, encoding in zip(rest, encodings, strict=True):
+                found[place] = encoding.ids
+        return [ids for ids in found if ids is not None]
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """The word pieces of ids, continuations with their leading `##`. Raises KeyError for an id out of the vocabulary."""

@@ -52,34 +52,27 @@ class PieceRules:
 
     def __init__(self, pieces: Callable[[Sequence[int]], list[str]]) -> None:
         self._pieces = pieces
-        self._verdicts = bytearray()
+        self._known: set[int] = set()
+        self._silent: set[int] = set()
+        self._silent_in_queries: set[int] = set()
 
     def kept(self, ids: Sequence[int], *, is_query: bool) -> Sequence[int]:
         """Places in ``ids``; never empty unless ``ids`` is: a text of stop words alone keeps all its pieces."""
-        wanted = _KEPT_IN_QUERIES if is_query else _KEPT
-        verdicts = self._verdicts_of(ids)
-        return [place for place, verdict in enumerate(verdicts) if verdict & wanted] or range(len(ids))
+        if not self._known.issuperset(ids):
+            self._learn(ids)
+        silent = self._silent_in_queries if is_query else self._silent
+        return [place for place, number in enumerate(ids) if number not in silent] or range(len(ids))
 
-    def _verdicts_of(self, numbers: Sequence[int]) -> list[int]:
-        known = self._verdicts
-        if numbers and max(numbers) >= len(known):
-            known.extend(_UNKNOWN for _ in range(len(known), max(numbers) + 1))
-        verdicts = [known[number] for number in numbers]
-        if _UNKNOWN in verdicts:
-            unknown = [number for number in dict.fromkeys(numbers) if known[number] == _UNKNOWN]
-            for number, piece in zip(unknown, self._pieces(unknown), strict=True):
-                known[number] = _verdict(piece)
-            verdicts = [known[number] for number in numbers]
-        return verdicts
-
-
-_UNKNOWN, _KEPT, _KEPT_IN_QUERIES = 0x80, 1, 2
-
-
-def _verdict(piece: str) -> int:
-    if not any(map(str.isalnum, piece.removeprefix("##"))):
-        return 0
-    return (piece not in STOP_WORDS) * _KEPT | (piece not in QUERY_STOP_WORDS) * _KEPT_IN_QUERIES
+    def _learn(self, ids: Sequence[int]) -> None:
+        unknown = [number for number in dict.fromkeys(ids) if number not in self._known]
+        for number, piece in zip(unknown, self._pieces(unknown), strict=True):
+            means = any(map(str.isalnum, piece.removeprefix("##")))
+            if not means or piece in STOP_WORDS:
+                self._silent.add(number)
+            if not means or piece in QUERY_STOP_WORDS:
+                self._silent_in_queries.add(number)
+        # Last: who looks from another thread finds a piece known when it has been judged.
+        self._known.update(unknown)
 
 
 def passages(content: str, metadata: Mapping[str, Any] | None, ranges: Ranges) -> list[str]:
