@@ -33,7 +33,7 @@ class TokenVectors(msgspec.Struct, frozen=True, gc=False):
 
 
 class EncodedText(msgspec.Struct, frozen=True, gc=False):
-    """`vector`: float32[d], L2 norm 1. `tokens`: None if not asked."""
+    """`vector`: float32[d], L2 norm 1. `tokens`: None where nobody asked for them."""
 
     vector: bytes
     tokens: TokenVectors | None = None
@@ -57,6 +57,6 @@ class Encoded(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def tokens(self) -> list[TokenVectors] | None:
-        """n entries; None when a text has none, because they were not asked for."""
+        """n entries; None when a text has none."""
         found = [text.tokens for text in self.texts if text.tokens is not None]
         return found if len(found) == len(self.texts) else None

@@ -1,7 +1,7 @@
 """Query embeddings shared between the nodes of a cluster: L1.5, behind each node's own cache and beside its model.
 
 When it pays. A query costs the model about 1 ms of a core, asking Redis costs the event loop 0.12 ms (MiniLM, one core;
-13 kB a query). A model with nothing to do is never raced: asking would gain nothing. Redis is asked only for queries that
+10 kB a query). A model with nothing to do is never raced: asking would gain nothing. Redis is asked only for queries that
 have to wait for the model (behind other queries, or a store being embedded), and they wait in the model's queue meanwhile.
 So a recall is never later than without Redis by more than the asking itself, and a hit takes its query out of the queue of
 a model that is the bottleneck: with 8 users whose questions another node has embedded, p50 falls from 16 to 1 ms, beside

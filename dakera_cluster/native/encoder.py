@@ -121,7 +121,7 @@ class NativeEncoder:
         )
         self._used = 0
         self._rooms: list[tuple[Any, int]] = []
-        """Working memory of runs that ended: as many pieces as ever ran at once."""
+        """Working memory of runs that ended, with its bytes: as many pieces as ever ran at once."""
         layers = allocated("layer_weights", len(weights.layers))
         for place, layer in enumerate(weights.layers):
             to = layers[place]
