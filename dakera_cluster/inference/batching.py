@@ -11,10 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-import numpy as np
-from numpy.typing import NDArray
-
-from dakera_cluster.inference.encoding import TokenVectors
+from dakera_cluster.inference.encoding import EncodedText
 from dakera_cluster.inference.models import TextKind
 from dakera_cluster.promise import Promise
 
@@ -29,31 +26,29 @@ class Job:
         "chars",
         "done",
         "dropped",
+        "found",
         "given",
         "kind",
         "left",
         "loop",
         "pending",
         "texts",
-        "token_vectors",
         "tokens",
-        "vectors",
     )
 
-    def __init__(self, texts: list[str], kind: TextKind, tokens: bool, dimension: int) -> None:
+    def __init__(self, texts: list[str], kind: TextKind, tokens: bool) -> None:
         self.loop = asyncio.get_running_loop()
         self.done: Promise[None] = Promise(loop=self.loop)
         self.texts = texts
         self.kind = kind
         self.tokens = tokens
-        self.vectors: NDArray[np.float32] = np.empty((len(texts), dimension), np.float32)
-        self.token_vectors: list[TokenVectors | None] = [None] * len(texts)
+        self.found: list[EncodedText | None] = [None] * len(texts)
         self.chars = sum(map(len, texts))
         self.left = len(texts)
         self.dropped = False
         self.given = False  # filled from what another node computed
         # In order of length, so that what is taken together pads little; the longest first, to be popped from the end.
-        self.pending = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
+        self.pending = sorted(range(len(texts)), key=lambda index: -len(texts[index])) if len(texts) > 1 else [0]
 
     def settle(self, error: Exception | None = None) -> None:
         """Ends the wait. On the event loop."""

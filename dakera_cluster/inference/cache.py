@@ -11,31 +11,16 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 
-import msgspec
-import numpy as np
-from numpy.typing import NDArray
+from dakera_cluster.inference.encoding import EncodedText
 
-from dakera_cluster.inference.encoding import TokenVectors
-
-ENTRY_OVERHEAD_BYTES = 400
-"""Key, ordered-dict slot and array headers of one entry, about; counted so that many small entries keep to the bound."""
-
-
-class CachedText(msgspec.Struct, frozen=True, gc=False):
-    """float32[d] and, when they were asked for, the token vectors."""
-
-    vector: NDArray[np.float32]
-    tokens: TokenVectors | None
-
-    @property
-    def nbytes(self) -> int:
-        return ENTRY_OVERHEAD_BYTES + self.vector.nbytes + (0 if self.tokens is None else self.tokens.nbytes)
+ENTRY_OVERHEAD_BYTES = 500
+"""Key, ordered-dict slot and headers of one entry, about; counted so that many small entries keep to the bound."""
 
 
 class EmbeddingCache:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._entries: OrderedDict[bytes, tuple[CachedText, int]] = OrderedDict()
+        self._entries: OrderedDict[bytes, tuple[EncodedText, int]] = OrderedDict()
         """Each with its bytes: they are wanted again when it goes."""
         self.nbytes = 0
 
@@ -46,7 +31,7 @@ class EmbeddingCache:
     def key(text: str) -> bytes:
         return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
-    def get(self, key: bytes, tokens: bool) -> CachedText | None:
+    def get(self, key: bytes, tokens: bool) -> EncodedText | None:
         """The entry, if it holds what is asked for: one made without token vectors does not answer for them."""
         found = self._entries.get(key)
         if found is None or (tokens and found[0].tokens is None):
@@ -54,11 +39,11 @@ class EmbeddingCache:
         self._entries.move_to_end(key)
         return found[0]
 
-    def put(self, key: bytes, entry: CachedText) -> None:
+    def put(self, key: bytes, entry: EncodedText) -> None:
         previous = self._entries.pop(key, None)
         if previous is not None:
             self.nbytes -= previous[1]
-        size = entry.nbytes
+        size = ENTRY_OVERHEAD_BYTES + entry.nbytes
         self._entries[key] = (entry, size)
         self.nbytes += size
         while self.nbytes > self._max_bytes:

@@ -13,18 +13,17 @@ Called by the service, which owns the thread, and by benchmarks that want the ba
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain, pairwise
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from dakera_cluster.inference.encoding import Encoded, TokenVectors
+from dakera_cluster.inference.encoding import Encoded, EncodedText
 from dakera_cluster.inference.models import ModelSpec, TextKind
 from dakera_cluster.inference.native_pass import NativePass, native_pass
 from dakera_cluster.inference.onnx_pass import Device, OnnxPass, check_device
 from dakera_cluster.inference.store import InstalledModel
+from dakera_cluster.inference.word_pieces import word_pieces
+from dakera_cluster.native.encoder import Wanted
 
 MAX_BATCH_TOKENS = 256
 """Padded tokens of one forward pass. On one core the rate peaks here (activations stay in cache): 1,024 is slower."""
@@ -55,9 +54,12 @@ class TextEncoder:
         self.fingerprint = model.fingerprint
         self._max_batch_tokens = max_batch_tokens
         self._tokenizer = _tokenizer(model.tokenizer_path, self.spec.max_tokens)
-        self._meaning = _meaning(self._tokenizer)
-        own = native_pass(model, threads) if native and device is Device.CPU else None
-        self._pass: NativePass | OnnxPass = own or OnnxPass(model.graph_path, self.spec.pooling, threads, device)
+        self._words = word_pieces(self._tokenizer, self.spec.max_tokens)
+        special = _special(self._tokenizer)
+        own = native_pass(model, special, threads) if native and device is Device.CPU else None
+        self._pass: NativePass | OnnxPass = own or OnnxPass(
+            model.graph_path, self.spec.pooling, special, threads, device
+        )
 
     @property
     def is_native(self) -> bool:
@@ -71,29 +73,32 @@ class TextEncoder:
     def encode(self, texts: Sequence[str], kind: TextKind, tokens: bool = False) -> Encoded:
         """Vectors of n texts, in order; token vectors only when `tokens` is set. Texts are cut at the model's limit."""
         ids = self.tokenize(texts, kind)
-        vectors = np.empty((len(texts), self.spec.dimension), np.float32)
-        token_vectors: dict[int, TokenVectors] = {}
+        found: dict[int, EncodedText] = {}
         for batch in self.batches(ids):
-            part = self.forward([ids[index] for index in batch], kind, tokens)
-            vectors[batch] = part.vectors
-            token_vectors.update(zip(batch, part.tokens or (), strict=False))
-        vectors.flags.writeable = False
-        return Encoded(vectors, [token_vectors[index] for index in range(len(texts))] if tokens else None)
+            found.update(zip(batch, self.forward([ids[index] for index in batch], kind, tokens), strict=True))
+        return Encoded([found[index] for index in range(len(texts))], self.dimension)
 
     def tokenize(self, texts: Sequence[str], kind: TextKind) -> list[list[int]]:
         """Word-piece ids of each text with its prefix and special tokens, cut at the model's limit."""
         prefix = self.spec.prefix(kind)
         limit = self.spec.max_tokens * MAX_TEXT_CHARS_PER_TOKEN
-        encodings = self._tokenizer.encode_batch_fast([prefix + whole(text[:limit]) for text in texts])
-        return [encoding.ids for encoding in encodings]
+        texts = [prefix + text[:limit] for text in texts]
+        words = self._words
+        found = [None if words is None else words.ids(text) for text in texts]
+        rest = [place for place, ids in enumerate(found) if ids is None]
+        if rest:
+            encodings = self._tokenizer.encode_batch_fast([whole(texts[place]) for place in rest])
+            for place, encoding in zip(rest, encodings, strict=True):
+                found[place] = encoding.ids
+        return [ids for ids in found if ids is not None]
 
-    def pieces(self, ids: Sequence[int] | NDArray[np.int32]) -> list[str]:
+    def pieces(self, ids: Sequence[int]) -> list[str]:
         """The word pieces of ids, continuations with their leading `##`. Raises KeyError for an id out of the vocabulary."""
         pieces = []
         for piece_id in ids:
-            piece = self._tokenizer.id_to_token(int(piece_id))
+            piece = self._tokenizer.id_to_token(piece_id)
             if piece is None:
-                raise KeyError(int(piece_id))
+                raise KeyError(piece_id)
             pieces.append(piece)
         return pieces
 
@@ -128,34 +133,11 @@ class TextEncoder:
                 groups.append([index])
         return groups
 
-    def forward(self, ids: Sequence[Sequence[int]], kind: TextKind, tokens: bool) -> Encoded:
+    def forward(self, ids: Sequence[Sequence[int]], kind: TextKind, tokens: bool) -> list[EncodedText]:
         """One forward pass over texts already tokenised."""
-        states = self._pass.run(ids, tokens)
-        states.pooled.flags.writeable = False
-        if states.tokens is None:
-            return Encoded(states.pooled)
-        return Encoded(states.pooled, self._token_vectors(ids, states.tokens, kind))
-
-    def _token_vectors(
-        self, ids: Sequence[Sequence[int]], states: NDArray[np.float32], kind: TextKind
-    ) -> list[TokenVectors]:
-        """Of every text, from the states of all: what all texts need is computed once for all of them."""
-        every = np.fromiter(chain.from_iterable(ids), np.int32)
-        kept = self._meaning[every]
-        ends = np.cumsum(kept)[np.cumsum([len(own) for own in ids]) - 1].tolist()
-        states, every = states[kept], every[kept]
-        signs = np.packbits(states > 0, axis=-1)
-        if kind is TextKind.QUERY:
-            norms = np.sqrt(np.einsum("ij,ij->i", states, states))
-            states /= np.maximum(norms, np.finfo(np.float32).tiny)[:, None]
-        found = []
-        for start, stop in pairwise([0, *ends]):
-            # Copies: a text that is kept must not keep the others' arrays alive.
-            floats = states[start:stop].copy() if kind is TextKind.QUERY else None
-            vectors = TokenVectors(every[start:stop].copy(), signs[start:stop].copy(), floats)
-            vectors.freeze()
-            found.append(vectors)
-        return found
+        if not tokens:
+            return self._pass.run(ids, Wanted.NOTHING)
+        return self._pass.run(ids, Wanted.SIGNS_AND_HALVES if kind is TextKind.QUERY else Wanted.SIGNS)
 
 
 def whole(text: str) -> str:
@@ -170,8 +152,6 @@ def _tokenizer(path: Path, max_tokens: int) -> Tokenizer:
     return tokenizer
 
 
-def _meaning(tokenizer: Tokenizer) -> NDArray[np.bool_]:
-    """By piece id: whether it stands for something of the text, as special tokens do not."""
-    meaning = np.ones(tokenizer.get_vocab_size(), np.bool_)
-    meaning[[piece_id for piece_id, piece in tokenizer.get_added_tokens_decoder().items() if piece.special]] = False
-    return meaning
+def _special(tokenizer: Tokenizer) -> frozenset[int]:
+    """Ids of the pieces that stand for nothing of a text."""
+    return frozenset(piece_id for piece_id, piece in tokenizer.get_added_tokens_decoder().items() if piece.special)

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from dakera_cluster.inference.encoding import States
+from dakera_cluster.inference.encoding import EncodedText, TokenVectors
 from dakera_cluster.inference.models import ModelFormatError, Pooling
 from dakera_cluster.model.errors import InvalidRequestError
+from dakera_cluster.native.encoder import Wanted
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -34,9 +35,12 @@ class OnnxPass:
     """A graph with the inputs `input_ids` and `attention_mask`, and as outputs either what our builder writes (`embedding`,
     `tokens`) or `last_hidden_state`, which is pooled here. One caller at a time."""
 
-    def __init__(self, graph: Path, pooling: Pooling, threads: int, device: Device) -> None:
-        """Raises InvalidRequestError for a device that is not there and ModelFormatError for a graph that is no encoder."""
+    def __init__(self, graph: Path, pooling: Pooling, special: frozenset[int], threads: int, device: Device) -> None:
+        """``special``: ids of tokens that stand for nothing of a text.
+
+        Raises InvalidRequestError for a device that is not there and ModelFormatError for a graph that is no encoder."""
         self._pooling = pooling
+        self._special = special
         self._session = open_session(graph, threads, device)
         self._inputs = {value.name for value in self._session.get_inputs()}
         outputs = [value.name for value in self._session.get_outputs()]
@@ -44,7 +48,7 @@ class OnnxPass:
         if not self._pools_itself and "last_hidden_state" not in outputs:
             raise ModelFormatError(f"{graph}: no output named last_hidden_state, found {', '.join(outputs)}")
 
-    def run(self, ids: Sequence[Sequence[int]], tokens: bool) -> States:
+    def run(self, ids: Sequence[Sequence[int]], wanted: Wanted) -> list[EncodedText]:
         """One pass over texts already tokenised, padded to the longest."""
         shape = (len(ids), max(map(len, ids)))
         inputs = {name: np.zeros(shape, np.int64) for name in self._inputs}
@@ -52,14 +56,18 @@ class OnnxPass:
             inputs["input_ids"][row, : len(row_ids)] = row_ids
             inputs["attention_mask"][row, : len(row_ids)] = 1
         if self._pools_itself:
-            wanted = ["embedding", "tokens"] if tokens else ["embedding"]
-            pooled, *states = self._session.run(wanted, inputs)
+            outputs = ["embedding"] if wanted is Wanted.NOTHING else ["embedding", "tokens"]
+            pooled, *states = self._session.run(outputs, inputs)
         else:
             states = self._session.run(["last_hidden_state"], inputs)
             pooled = _pool(states[0], inputs["attention_mask"], self._pooling)
-        if not tokens:
-            return States(pooled)
-        return States(pooled, np.concatenate([states[0][row, : len(row_ids)] for row, row_ids in enumerate(ids)]))
+        vectors = [row.tobytes() for row in pooled.astype("<f4", copy=False)]
+        if wanted is Wanted.NOTHING:
+            return [EncodedText(vector) for vector in vectors]
+        return [
+            EncodedText(vector, _tokens(row_ids, states[0][row], self._special, wanted))
+            for row, (row_ids, vector) in enumerate(zip(ids, vectors, strict=True))
+        ]
 
 
 def open_session(graph: Path, threads: int, device: Device) -> onnxruntime.InferenceSession:
@@ -109,6 +117,17 @@ def _int8_saturates() -> bool:
         return "vnni" not in Path("/proc/cpuinfo").read_text()
     except OSError:
         return True
+
+
+def _tokens(ids: Sequence[int], states: NDArray[np.float32], special: frozenset[int], wanted: Wanted) -> TokenVectors:
+    """Of one text: what the kernels make of the same states. ``states``: float32[at least as many as ids, d]."""
+    places = [place for place, token in enumerate(ids) if token not in special]
+    states = states[places]
+    signs, kept = np.packbits(states > 0, axis=-1).tobytes(), tuple([ids[place] for place in places])
+    if wanted is Wanted.SIGNS:
+        return TokenVectors(kept, signs)
+    norms = np.maximum(np.sqrt(np.einsum("ij,ij->i", states, states)), np.finfo(np.float32).tiny)
+    return TokenVectors(kept, signs, (states / norms[:, None]).astype("<f2").tobytes())
 
 
 def _pool(state: NDArray[np.float32], mask: NDArray[np.int64], pooling: Pooling) -> NDArray[np.float32]:

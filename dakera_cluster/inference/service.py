@@ -26,14 +26,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from dakera_cluster.inference import store
 from dakera_cluster.inference.batching import Job, JobQueue
-from dakera_cluster.inference.cache import CachedText, EmbeddingCache
+from dakera_cluster.inference.cache import EmbeddingCache
 from dakera_cluster.inference.embedder import MAX_TEXT_CHARS_PER_TOKEN, TextEncoder
-from dakera_cluster.inference.encoding import Encoded
+from dakera_cluster.inference.encoding import Encoded, EncodedText
 from dakera_cluster.inference.models import ModelFormatError, ModelSpec, Precision, TextKind, resolve
 from dakera_cluster.inference.onnx_pass import Device
 from dakera_cluster.inference.passages import passages
@@ -153,42 +151,28 @@ class Embedder:
         """
         self._asked[kind] += len(texts)
         cache = self._caches[kind]
-        limit = self._max_chars
         keys = [cache.key(text) for text in texts]
-        found: dict[bytes, CachedText] = {}
-        missing: dict[bytes, str] = {}
-        for key, text in zip(keys, texts, strict=True):
-            entry = cache.get(key, tokens)
-            if entry is None:
-                missing[key] = text[:limit]
-            else:
-                found[key] = entry
+        known = [cache.get(key, tokens) for key in keys]
+        missing = {
+            key: text[: self._max_chars] for key, text, one in zip(keys, texts, known, strict=True) if one is None
+        }
         self._hits += len(texts) - len(missing)
         self._misses += len(missing)
-        if missing:
-            job = Job(list(missing.values()), kind, tokens, self.dimension)
-            shared = self._shared if kind is TextKind.QUERY else None
-            if shared is not None and self._is_busy:
-                self._start_looking(shared, job, list(missing))
-            await self._compute(job, timeout_ms)
-            for index, key in enumerate(missing):
-                # A copy: a row of a large request must not keep the whole request's array alive.
-                vector = job.vectors[index].copy() if len(missing) > 1 else job.vectors[index]
-                vector.flags.writeable = False
-                found[key] = CachedText(vector, job.token_vectors[index])
-                cache.put(key, found[key])
-                if shared is not None and not job.given:
-                    shared.put(key, found[key])
-        if len(keys) == 1:
-            vectors = found[keys[0]].vector[None]
-        else:
-            vectors = np.empty((len(texts), self.dimension), np.float32)
-            for row, key in enumerate(keys):
-                vectors[row] = found[key].vector
-            vectors.flags.writeable = False
-        if not tokens:
-            return Encoded(vectors)
-        return Encoded(vectors, [entry.tokens for key in keys if (entry := found[key]).tokens is not None])
+        if not missing:
+            return Encoded([text for text in known if text is not None], self.dimension)
+        job = Job(list(missing.values()), kind, tokens)
+        shared = self._shared if kind is TextKind.QUERY else None
+        if shared is not None and self._is_busy:
+            self._start_looking(shared, job, list(missing))
+        await self._compute(job, timeout_ms)
+        found: dict[bytes, EncodedText] = {}
+        for key, text in zip(missing, job.found, strict=True):
+            assert text is not None, "a job that is done has all its texts"
+            found[key] = text
+            cache.put(key, text)
+            if shared is not None and not job.given:
+                shared.put(key, text)
+        return Encoded([one or found[key] for key, one in zip(keys, known, strict=True)], self.dimension)
 
     def asking(self) -> contextlib.AbstractContextManager[None]:
         """To be held by whoever embeds a query and works on with it, from before the one until after the other."""
@@ -210,7 +194,7 @@ class Embedder:
         budget = min(max_tokens or spec.max_tokens, spec.max_tokens) - self._reserved_tokens
         return passages(text, self._encoder.token_spans(text), budget, overlap_tokens)
 
-    def pieces(self, ids: Sequence[int] | NDArray[np.int32]) -> list[str]:
+    def pieces(self, ids: Sequence[int]) -> list[str]:
         """The word pieces of token ids; continuations begin with `##`."""
         return self._encoder.pieces(ids)
 
@@ -310,9 +294,7 @@ class Embedder:
             if job.done.done() or len(job.pending) < len(job.texts):
                 return
             self._queues[job.kind].drop(job)
-        for row, entry in enumerate(entries):
-            job.vectors[row] = entry.vector
-            job.token_vectors[row] = entry.tokens
+        job.found[:] = entries
         job.given = True
         job.settle()
 
@@ -333,11 +315,15 @@ class Embedder:
                 if self._closing:
                     return
                 self._encoding = True
-            self._serve_queries()
-            with self._lock:
-                work = stored.take(self._settings.slice_tokens)
-            if work:
-                self._encode(work, TextKind.PASSAGE)
+                asked = queries.take(self._settings.query_batch_tokens)
+            if asked:
+                self._encode(asked, TextKind.QUERY)
+            # Looked at without the lock: what comes just now is seen in the next turn.
+            if stored.texts:
+                with self._lock:
+                    work = stored.take(self._settings.slice_tokens)
+                if work:
+                    self._encode(work, TextKind.PASSAGE)
 
     def _gather(self) -> None:
         """Wait until half of the askers wait for the model, or nothing is won by it any more. Holds the lock."""
@@ -352,10 +338,12 @@ class Embedder:
         self._gathering = False
 
     def _serve_queries(self) -> None:
-        with self._lock:
-            work = self._queues[TextKind.QUERY].take(self._settings.query_batch_tokens)
-        if work:
-            self._encode(work, TextKind.QUERY)
+        queries = self._queues[TextKind.QUERY]
+        if queries.texts:
+            with self._lock:
+                work = queries.take(self._settings.query_batch_tokens)
+            if work:
+                self._encode(work, TextKind.QUERY)
 
     def _encode(self, work: list[tuple[Job, int]], kind: TextKind) -> None:
         """Computes a slice pass by pass, and lets queries in between passes over passages."""
@@ -374,9 +362,7 @@ class Embedder:
             part = [work[place] for place in batch]
             began = time.perf_counter()
             try:
-                encoded = self._encoder.forward(
-                    [ids[place] for place in batch], kind, any(job.tokens for job, _ in part)
-                )
+                found = self._encoder.forward([ids[place] for place in batch], kind, any(job.tokens for job, _ in part))
             except Exception as error:
                 self._fail(part, error)
                 continue
@@ -384,14 +370,12 @@ class Embedder:
             self._texts += len(batch)
             self._tokens += sum(len(ids[place]) for place in batch)
             self._busy_s += time.perf_counter() - began
-            self._deliver(part, encoded)
+            self._deliver(part, found)
 
-    def _deliver(self, part: list[tuple[Job, int]], encoded: Encoded) -> None:
+    def _deliver(self, part: list[tuple[Job, int]], found: list[EncodedText]) -> None:
         finished: list[Job] = []
-        for row, (job, index) in enumerate(part):
-            job.vectors[index] = encoded.vectors[row]
-            if job.tokens and encoded.tokens is not None:
-                job.token_vectors[index] = encoded.tokens[row]
+        for (job, index), text in zip(part, found, strict=True):
+            job.found[index] = text
             job.left -= 1
             if not job.left:
                 finished.append(job)
@@ -438,7 +422,7 @@ class UnavailableEmbedder:
     def asking(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
-    def pieces(self, ids: Sequence[int] | NDArray[np.int32]) -> list[str]:
+    def pieces(self, ids: Sequence[int]) -> list[str]:
         """Raises ModelUnavailableError."""
         raise ModelUnavailableError(self.reason)
 

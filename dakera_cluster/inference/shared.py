@@ -1,15 +1,16 @@
 """Query embeddings shared between the nodes of a cluster: L1.5, behind each node's own cache and beside its model.
 
 When it pays. A query costs the model about 1 ms of a core, asking Redis costs the event loop 0.12 ms (MiniLM, one core;
-17 kB a query). A model with nothing to do is never raced: asking would gain nothing. Redis is asked only for queries that
+10 kB a query). A model with nothing to do is never raced: asking would gain nothing. Redis is asked only for queries that
 have to wait for the model (behind other queries, or a store being embedded), and they wait in the model's queue meanwhile.
 So a recall is never later than without Redis by more than the asking itself, and a hit takes its query out of the queue of
 a model that is the bottleneck: with 8 users whose questions another node has embedded, p50 falls from 16 to 1 ms, beside
 stores from 62 to 1 ms. While less than one query in ten is found, which is where asking stops paying, only every 16th is
 asked for, to notice when that changes. What was computed is put in batches, off the path.
 
-Values are exact (float32): a recall ranks the same whichever node embedded its query. Keys are digests of the model's
-fingerprint and of the text; contents never leave the node. Anything that is not a value of this model's shape is a miss.
+Values are exactly what the model gave: a recall ranks the same whichever node embedded its query. Keys are digests of the
+model's fingerprint and of the text; contents never leave the node. Anything that is not a value of this model's shape is a
+miss.
 
 Used by the service, on the event loop.
 """
@@ -24,10 +25,10 @@ from typing import Protocol
 import msgspec
 import numpy as np
 
-from dakera_cluster.inference.cache import CachedText
-from dakera_cluster.inference.encoding import TokenVectors
+from dakera_cluster.inference.encoding import EncodedText, TokenVectors
 
-KEY_PREFIX = b"query:"
+KEY_PREFIX = b"query-2:"
+"""Counts the forms of an entry: nodes of another release, which read another form, ask under another prefix."""
 PUT_INTERVAL_S = 0.05
 WORTHWHILE_HIT_RATE = 0.1
 HIT_RATE_WEIGHT = 1 / 64
@@ -52,7 +53,7 @@ class SharedEntry(msgspec.Struct, frozen=True, array_like=True):
     vector: bytes
     ids: bytes | None
     signs: bytes | None
-    floats: bytes | None
+    halves: bytes | None
 
 
 class SharedStats(msgspec.Struct, frozen=True):
@@ -72,12 +73,12 @@ class SharedEmbeddings:
         self._prefix = KEY_PREFIX + hashlib.blake2b(fingerprint.encode(), digest_size=16).digest()
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(SharedEntry).decode
-        self._waiting: dict[bytes, CachedText] = {}
+        self._waiting: dict[bytes, EncodedText] = {}
         self._putter: asyncio.Task[None] | None = None
         self._hits = self._misses = self._puts = self._calls = 0
         self._hit_rate = 1.0
 
-    async def get(self, keys: Sequence[bytes], tokens: bool) -> list[CachedText] | None:
+    async def get(self, keys: Sequence[bytes], tokens: bool) -> list[EncodedText] | None:
         """The entries of all ``keys`` (`EmbeddingCache.key`), with token vectors when asked for; None if one is missing, or
         if asking does not pay."""
         self._calls += 1
@@ -95,7 +96,7 @@ class SharedEmbeddings:
         self._hits += len(keys)
         return found
 
-    def put(self, key: bytes, entry: CachedText) -> None:
+    def put(self, key: bytes, entry: EncodedText) -> None:
         """Share an entry soon; never waits."""
         if not self._store.healthy or len(self._waiting) >= MAX_WAITING:
             return
@@ -119,29 +120,27 @@ class SharedEmbeddings:
     def stats(self) -> SharedStats:
         return SharedStats(self._hits, self._misses, self._puts)
 
-    def _read(self, value: bytes, tokens: bool) -> CachedText | None:
+    def _read(self, value: bytes, tokens: bool) -> EncodedText | None:
         d = self._dimension
         try:
             entry = self._decode(value)
             vector = np.frombuffer(entry.vector, "<f4")
             if vector.shape != (d,) or not np.isfinite(vector).all():
                 return None
-            if entry.ids is None or entry.signs is None or entry.floats is None:
-                return None if tokens else CachedText(vector, None)
+            if entry.ids is None or entry.signs is None or entry.halves is None:
+                return None if tokens else EncodedText(entry.vector)
             ids = np.frombuffer(entry.ids, "<i4")
-            signs = np.frombuffer(entry.signs, np.uint8).reshape(len(ids), -(-d // 8))
-            floats = np.frombuffer(entry.floats, "<f4").reshape(len(ids), d)
+            halves = np.frombuffer(entry.halves, "<f2")
         except (msgspec.DecodeError, ValueError):
             return None
-        if not np.isfinite(floats).all():
+        t = len(ids)
+        if len(entry.signs) != t * -(-d // 8) or len(halves) != t * d or not np.isfinite(halves).all():
             return None
-        return CachedText(vector, TokenVectors(ids, signs, floats))
+        return EncodedText(entry.vector, TokenVectors(tuple(ids.tolist()), entry.signs, entry.halves))
 
 
-def _written(entry: CachedText) -> SharedEntry:
+def _written(entry: EncodedText) -> SharedEntry:
     tokens = entry.tokens
-    vector = entry.vector.astype("<f4").tobytes()
-    if tokens is None or tokens.floats is None:
-        return SharedEntry(vector, None, None, None)
-    floats = tokens.floats.astype("<f4").tobytes()
-    return SharedEntry(vector, tokens.ids.astype("<i4").tobytes(), tokens.signs.tobytes(), floats)
+    if tokens is None or tokens.halves is None:
+        return SharedEntry(entry.vector, None, None, None)
+    return SharedEntry(entry.vector, np.array(tokens.ids, "<i4").tobytes(), tokens.signs, tokens.halves)

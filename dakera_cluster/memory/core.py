@@ -195,9 +195,8 @@ class Core:
         encoded = await self.embed([text for texts in passages for text in texts], TextKind.PASSAGE, tokens=True)
         at = 0
         for fields, texts in zip(documents, passages, strict=True):
-            part = slice(at, at + len(texts))
-            tokens = encoded.tokens[part] if encoded.tokens is not None else None
-            fields.update(writing.row_fields(Encoded(encoded.vectors[part], tokens), self.pieces))
+            part = Encoded(encoded.texts[at : at + len(texts)], encoded.dimension)
+            fields.update(writing.row_fields(part, self.pieces))
             fields[Field.MODEL] = self.embedder.name
             at += len(texts)
 

@@ -38,10 +38,9 @@ from dakera_cluster.model.errors import InvalidRequestError, ModelUnavailableErr
 from dakera_cluster.model.ids import check_id
 from dakera_cluster.model.memories import Memory, ScoredMemory
 from dakera_cluster.retrieval.options import Fusion, Options, Rerank, Routing
-from dakera_cluster.retrieval.query import QueryFeatures
-from dakera_cluster.retrieval.writing import query_features
+from dakera_cluster.retrieval.query import EmbeddedQuery
+from dakera_cluster.retrieval.writing import embedded_query
 from dakera_cluster.shard import ops
-from dakera_cluster.shard.records import vector_bytes
 
 MAX_ASSOCIATED = 10
 MAX_DEPTH = 3
@@ -79,17 +78,15 @@ class Recaller:
             wanted = self._cross.wanted(k) if crossed else k
             options = self._options(query, wanted, rerank=rerank)
             started = time.perf_counter()
-            asked = await self._features(query.query, options.routing)
+            asked = await self._embedded(query.query, options.routing)
             embedded = time.perf_counter()
-            vector = None if asked.vector is None else vector_bytes(asked.vector)
-            token_ids, token_vectors = asked.token_ids.tolist(), asked.token_vectors.astype("<f2").tobytes()
             now_ms = self._core.now_ms()
             neighbours = query.neighborhood is True
 
             def request(shard: int, version: int) -> ops.Request:
                 return ops.Recall(
-                    shard, version, namespace, now_ms, wanted, query.query, vector, token_ids, token_vectors, where, options,
-                    neighbours,
+                    shard, version, namespace, now_ms, wanted, query.query, asked.vector, asked.token_ids,
+                    asked.token_vectors, where, options, neighbours,
                 )  # fmt: skip
 
             hits = await self._core.router.search(namespace, request, wanted)
@@ -111,8 +108,7 @@ class Recaller:
                 rerank_report=report,
             )
 
-    async def _features(self, text: str, routing: Routing) -> QueryFeatures:
-        now_s = self._core.now_ms() / 1000
+    async def _embedded(self, text: str, routing: Routing) -> EmbeddedQuery:
         encoded = None
         if routing is not Routing.BM25:
             try:
@@ -120,7 +116,7 @@ class Recaller:
             except ModelUnavailableError:
                 if routing is Routing.VECTOR:
                     raise
-        return query_features(text, encoded, self._core.pieces, now_s)
+        return embedded_query(encoded, self._core.pieces)
 
     def _options(self, query: RecallQuery, k: int, *, rerank: bool) -> Options:
         """What the engine is told. Without an explicit ``rerank`` a single candidate list is returned in its own order."""
@@ -142,7 +138,7 @@ class Recaller:
         )
 
     @staticmethod
-    def _explanation(hits: ops.Hits, asked: QueryFeatures, report: RerankReport) -> dict[str, Any]:
+    def _explanation(hits: ops.Hits, asked: EmbeddedQuery, report: RerankReport) -> dict[str, Any]:
         return {
             "question": hits.question,
             "reranker": report.reranker.value,

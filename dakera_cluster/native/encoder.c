@@ -13,15 +13,22 @@
 
 #if defined(__x86_64__) && defined(__GNUC__)
 
+#include <float.h>
+
 #include "encoder_products.h"
 
 /* Rows that go through the wide inner layer together: its activations must stay in the cache of a core. */
 #define INNER_ROWS 64
-/* Rows of a text whose attention is computed together. */
-#define QUERIES 4
+/* Rows of a text whose attention is computed together: each has a sum of its own, and a sum waits four cycles for itself. */
+#define QUERIES 8
 #define INT8_MAX_F 127.0f
 #define UINT8_ZERO 128
 #define SCALE_FLOOR 1e-9f
+/* Why a pass cannot be. */
+#define WRONG_LENGTH -1
+#define WRONG_ID -2
+/* What is wanted of the tokens. */
+enum { NO_TOKENS, SIGNS, SIGNS_AND_HALVES };
 
 int encoder_runs(void) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
@@ -182,12 +189,18 @@ FAST static void attention(const float *projected, long length, long width, long
             long row = block * length / blocks;
             const float *own = queries + row * stride;
             float *place = to + row * width;
+#define ATTEND(rows) attend(rows, own, keys, values, stride, length, padded, head_width, shares, place, width)
             switch ((block + 1) * length / blocks - row) {
-                case 1: attend(1, own, keys, values, stride, length, padded, head_width, shares, place, width); break;
-                case 2: attend(2, own, keys, values, stride, length, padded, head_width, shares, place, width); break;
-                case 3: attend(3, own, keys, values, stride, length, padded, head_width, shares, place, width); break;
-                default: attend(QUERIES, own, keys, values, stride, length, padded, head_width, shares, place, width); break;
+                case 1: ATTEND(1); break;
+                case 2: ATTEND(2); break;
+                case 3: ATTEND(3); break;
+                case 4: ATTEND(4); break;
+                case 5: ATTEND(5); break;
+                case 6: ATTEND(6); break;
+                case 7: ATTEND(7); break;
+                default: ATTEND(QUERIES); break;
             }
+#undef ATTEND
         }
     }
 }
@@ -195,17 +208,20 @@ FAST static void attention(const float *projected, long length, long width, long
 /* -- the encoder ----------------------------------------------------------------------------------------------------- */
 
 typedef struct {
-    float *projected, *context, *scales, *room, *inner, *inner_scales;
-    uint8_t *bytes, *inner_bytes;
+    float *state, *projected, *context, *scales, *room, *inner, *inner_scales, *pooled;
+    uint8_t *bytes, *inner_bytes, *signs;
+    uint16_t *halves;
+    int32_t *counts;
 } scratch;
 
 static long rounded(long bytes) { return (bytes + ALIGNED - 1) / ALIGNED * ALIGNED; }
 
 /* Lays the parts out behind `base` and returns how many bytes they take. */
-static long lay_out(const encoder_weights *model, long rows, long longest, uint8_t *base, scratch *parts) {
+static long lay_out(const encoder_weights *model, long texts, long rows, long longest, uint8_t *base, scratch *parts) {
     long width = model->width, wide = model->layers[0].up.outer, padded = (longest + LANES - 1) / LANES * LANES;
     long at = 0;
 #define TAKE(part, count) (parts->part = (void *)(base + at), at += rounded((count) * (long)sizeof *parts->part))
+    TAKE(state, rows * width);
     TAKE(projected, rows * 3 * width);
     TAKE(context, rows * width);
     TAKE(scales, rows);
@@ -214,18 +230,18 @@ static long lay_out(const encoder_weights *model, long rows, long longest, uint8
     TAKE(inner, INNER_ROWS * wide);
     TAKE(inner_scales, INNER_ROWS);
     TAKE(inner_bytes, INNER_ROWS * wide);
+    TAKE(pooled, texts * width);
+    TAKE(counts, texts);
+    TAKE(signs, rows * (width / 8));
+    TAKE(halves, rows * width);
 #undef TAKE
     return at;
 }
 
-long encoder_scratch(const encoder_weights *model, long rows, long longest) {
-    scratch parts;
-    return lay_out(model, rows, longest, NULL, &parts) + ALIGNED;
-}
-
-FAST static void one_layer(const encoder_weights *model, const layer_weights *layer, const int64_t *lengths, long texts,
-                           long rows, const scratch *parts, float *state) {
+FAST static void one_layer(const encoder_weights *model, const layer_weights *layer, const int32_t *lengths, long texts,
+                           long rows, const scratch *parts) {
     long width = model->width, wide = layer->up.outer;
+    float *state = parts->state;
     project(&layer->attended, parts->bytes, parts->scales, rows, parts->projected);
     for (long text = 0, row = 0; text < texts; row += lengths[text++])
         attention(parts->projected + row * 3 * width, lengths[text], width, model->heads, parts->room,
@@ -278,29 +294,83 @@ FAST static void pool(const float *state, long length, long width, int by_first,
     for (long at = 0; at < width; at += LANES) _mm512_storeu_ps(to + at, _mm512_mul_ps(_mm512_loadu_ps(to + at), shrink));
 }
 
+/* The signs of a row, packed: the first component in the highest bit of the first byte. */
+FAST static void pack_signs(const float *row, long width, uint8_t *signs) {
+    __m512i turned = _mm512_setr_epi32(7, 6, 5, 4, 3, 2, 1, 0, 15, 14, 13, 12, 11, 10, 9, 8);
+    for (long at = 0; at < width; at += LANES, signs += sizeof(__mmask16)) {
+        __m512 values = _mm512_permutexvar_ps(turned, _mm512_loadu_ps(row + at));
+        __mmask16 positive = _mm512_cmp_ps_mask(values, _mm512_setzero_ps(), _CMP_GT_OQ);
+        memcpy(signs, &positive, sizeof positive);
+    }
+}
+
+/* A row at length 1, in 16 bits. The squares are added in the order of numpy's einsum, and the quotients and the roundings are
+   numpy's: onnx_pass.py says the same of the same states. */
+FAST static void halve(const float *row, long width, uint16_t *halves) {
+    __m128 sums = _mm_setzero_ps();
+    for (long at = 0; at < width; at += LANES)
+        for (long part = LANES - 4; part >= 0; part -= 4) {
+            __m128 four = _mm_loadu_ps(row + at + part);
+            sums = _mm_add_ps(_mm_mul_ps(four, four), sums);
+        }
+    sums = _mm_hadd_ps(sums, sums);
+    float norm = sqrtf(_mm_cvtss_f32(_mm_hadd_ps(sums, sums)));
+    __m512 length = _mm512_set1_ps(norm > FLT_MIN ? norm : FLT_MIN);
+    for (long at = 0; at < width; at += LANES) {
+        __m512 values = _mm512_div_ps(_mm512_loadu_ps(row + at), length);
+        _mm256_storeu_si256((__m256i *)(halves + at),
+                            _mm512_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    }
+}
+
+/* What is wanted of the tokens of a text, from the `done`th on of all; how many they are. */
+FAST static long leave_tokens(const encoder_weights *model, const int32_t *ids, long length, const float *state, int wanted,
+                              long done, const scratch *parts) {
+    long width = model->width, count = 0;
+    for (long row = 0; row < length; row++) {
+        if (model->special[ids[row]]) continue;
+        long place = done + count++;
+        pack_signs(state + row * width, width, parts->signs + place * (width / 8));
+        if (wanted == SIGNS_AND_HALVES) halve(state + row * width, width, parts->halves + place * width);
+    }
+    return count;
+}
+
+/* A pass over texts that lie behind one another: 0, and where its results are in `room`. Nothing is done when a text is empty or
+   has more tokens than there are places (WRONG_LENGTH), when an id is no word (WRONG_ID), or when the room is too small: then it
+   says how many bytes it takes, as a negative number. `tokens`: what is wanted of them. */
 FAST
-void encoder_run(const encoder_weights *model, const int32_t *ids, const int64_t *lengths, long texts, int by_first,
-                 uint8_t *room, float *state, float *pooled) {
+long encoder_run(const encoder_weights *model, const int32_t *ids, const int32_t *lengths, long texts, int by_first, int tokens,
+                 uint8_t *room, long size, encoder_result *result) {
     long width = model->width, rows = 0, longest = 0;
     for (long text = 0; text < texts; text++) {
+        if (lengths[text] < 1 || lengths[text] > model->places) return WRONG_LENGTH;
         rows += lengths[text];
         if (lengths[text] > longest) longest = lengths[text];
     }
+    for (long row = 0; row < rows; row++)
+        if (ids[row] < 0 || ids[row] >= model->vocabulary) return WRONG_ID;
     scratch parts;
-    lay_out(model, rows, longest, (uint8_t *)rounded((long)room), &parts);
+    long needed = lay_out(model, texts, rows, longest, (uint8_t *)rounded((long)room), &parts) + ALIGNED;
+    if (needed > size) return -needed;
     for (long text = 0, row = 0; text < texts; text++)
         for (long place = 0; place < lengths[text]; place++, row++) {
-            float *own = state + row * width;
+            float *own = parts.state + row * width;
             embed(model, ids[row], place, parts.context + row * width);
             normalise(parts.context + row * width, model->norm_weight, model->norm_bias, model->epsilon, width, own);
             quantise(own, width, parts.bytes + row * width, parts.scales + row);
         }
     if (model->tiled) tiles_open();
-    for (long layer = 0; layer < model->depth; layer++)
-        one_layer(model, model->layers + layer, lengths, texts, rows, &parts, state);
+    for (long layer = 0; layer < model->depth; layer++) one_layer(model, model->layers + layer, lengths, texts, rows, &parts);
     if (model->tiled) tiles_close();
-    for (long text = 0, row = 0; text < texts; row += lengths[text++])
-        pool(state + row * width, lengths[text], width, by_first, pooled + text * width);
+    for (long text = 0, row = 0, done = 0; text < texts; row += lengths[text++]) {
+        const float *state = parts.state + row * width;
+        pool(state, lengths[text], width, by_first, parts.pooled + text * width);
+        parts.counts[text] = tokens == NO_TOKENS ? 0 : leave_tokens(model, ids + row, lengths[text], state, tokens, done, &parts);
+        done += parts.counts[text];
+    }
+    *result = (encoder_result){parts.pooled, parts.counts, parts.signs, parts.halves};
+    return 0;
 }
 
 /* int8[inner, outer] as panels; `starts` are the sums that make up for activations lying around UINT8_ZERO. Columns past
@@ -324,8 +394,9 @@ void encoder_pack(const int8_t *weights, long inner, long outer, int8_t *panels,
 int encoder_runs(void) { return 0; }
 int encoder_has_tiles(void) { return 0; }
 void encoder_pack(const int8_t *weights, long inner, long outer, int8_t *panels, int32_t *starts) {}
-long encoder_scratch(const encoder_weights *model, long rows, long longest) { return 0; }
-void encoder_run(const encoder_weights *model, const int32_t *ids, const int64_t *lengths, long texts, int by_first,
-                 uint8_t *room, float *state, float *pooled) {}
+long encoder_run(const encoder_weights *model, const int32_t *ids, const int32_t *lengths, long texts, int by_first, int tokens,
+                 uint8_t *room, long size, encoder_result *result) {
+    return 0;
+}
 
 #endif

@@ -1,4 +1,5 @@
-"""A BERT encoder in 8-bit integers: ids in, pooled and token states out. Called by inference/native_pass.py.
+"""A BERT encoder in 8-bit integers: ids in, pooled vectors and what is kept of token states out. Called by
+inference/native_pass.py.
 
 Its floats differ from those of a graph run by ONNX Runtime in the last digits only; its texts never depend on the texts that
 are encoded with them. Needs a processor with 8-bit dot products (AVX-512 VNNI): ask ``runs_here`` first.
@@ -6,14 +7,15 @@ are encoded with them. Needs a processor with 8-bit dot products (AVX-512 VNNI):
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from enum import IntEnum
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dakera_cluster.native.library import allocated, given, kernels
+from dakera_cluster.native.library import NULL, allocated, filled, given, kernels, listed, seen
 
 LANES = 16
 """Widths are multiples of this."""
@@ -24,7 +26,25 @@ CACHE_LINE = 64
 TILE = 64
 """A matrix whose inner side is a multiple of this can be multiplied by tiles."""
 
+WRONG_LENGTH, WRONG_ID = -1, -2
+
 Floats = NDArray[np.float32]
+
+
+class Wanted(IntEnum):
+    """Of the states of tokens."""
+
+    NOTHING, SIGNS, SIGNS_AND_HALVES = range(3)
+
+
+class Outcome(NamedTuple):
+    """Of one text with t tokens that are not special. ``pooled``: float32[width], ``signs``: uint8[t, width / 8], the first
+    component in the highest bit and 1 where positive, ``halves``: float16[t, width], states at length 1; little endian, empty
+    where they were not wanted."""
+
+    pooled: bytes
+    signs: bytes
+    halves: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +104,9 @@ def tiles_here() -> bool:
 class NativeEncoder:
     """The weights, laid out for the kernels. Any number of threads may run it at once."""
 
-    def __init__(self, weights: Weights, *, tiles: bool = True) -> None:
-        """``tiles``: use them where they are; the results are the same.
+    def __init__(self, weights: Weights, *, special: Collection[int] = (), tiles: bool = True) -> None:
+        """``special``: ids of tokens that stand for nothing of a text. ``tiles``: use them where they are; the results are the
+        same.
 
         Raises ValueError for weights that do not fit together or whose widths the kernels do not take."""
         if not runs_here():
@@ -99,8 +120,8 @@ class NativeEncoder:
             sum(_panel_bytes(dense) for layer in weights.layers for dense in _products(layer)), np.int8
         )
         self._used = 0
-        self._rooms: list[NDArray[np.uint8]] = []
-        """Working memory of runs that ended: as many pieces as ever ran at once."""
+        self._rooms: list[tuple[Any, int]] = []
+        """Working memory of runs that ended, with its bytes: as many pieces as ever ran at once."""
         layers = allocated("layer_weights", len(weights.layers))
         for place, layer in enumerate(weights.layers):
             to = layers[place]
@@ -114,47 +135,67 @@ class NativeEncoder:
         model = self._model[0]
         model.depth, model.width, model.heads = len(weights.layers), self._width, weights.heads
         model.tiled = self._tiled
+        model.vocabulary, model.places = self._vocabulary, self._places
         model.epsilon = weights.epsilon
         model.words = self._held(weights.words, np.int8)
         model.word_scales = self._held(weights.word_scales, np.float32)
         model.positions = self._held(weights.positions, np.float32)
         model.norm_weight = self._held(weights.norm.weight, np.float32)
         model.norm_bias = self._held(weights.norm.bias, np.float32)
+        stand_for_nothing = np.zeros(self._vocabulary, np.uint8)
+        stand_for_nothing[[token for token in special if token < self._vocabulary]] = 1
+        model.special = self._held(stand_for_nothing, np.uint8)
         model.layers = layers
         self._kept.append(layers)
 
-    def run(self, texts: Sequence[Sequence[int]], *, by_first: bool) -> tuple[Floats, Floats]:
-        """``(pooled float32[n, width], states float32[sum of lengths, width])`` of n texts, none of them empty. Pooled is the
-        mean of a text's states, or with ``by_first`` the first of them, at length 1.
+    def run(self, texts: Sequence[Sequence[int]], *, by_first: bool, wanted: Wanted) -> list[Outcome]:
+        """Of each text, none of them empty. Pooled is the mean of a text's states, or with ``by_first`` the first of them, at
+        length 1.
 
         Raises ValueError for an id out of the vocabulary, or a text that is empty or has more tokens than there are places.
         """
-        lengths = np.array([len(text) for text in texts], np.int64)
-        if not len(lengths):
-            return np.empty((0, self._width), np.float32), np.empty((0, self._width), np.float32)
-        ids = np.array([token for text in texts for token in text], np.int32)
-        if lengths.min() < 1 or lengths.max() > self._places:
-            raise ValueError(f"a text must have 1 to {self._places} tokens")
-        if ids.min() < 0 or ids.max() >= self._vocabulary:
-            raise ValueError(f"token ids must lie in 0 to {self._vocabulary - 1}")
-        needed = kernels.encoder_scratch(self._model, len(ids), int(lengths.max()))
-        room = self._rooms.pop() if self._rooms else np.empty(0, np.uint8)
-        if len(room) < needed:
-            room = np.empty(needed, np.uint8)
-        states = _aligned(len(ids) * self._width, np.float32).reshape(len(ids), self._width)
-        pooled = np.empty((len(lengths), self._width), np.float32)
-        kernels.encoder_run(
-            self._model,
-            given(ids, np.int32),
-            given(lengths, np.int64),
-            len(lengths),
-            by_first,
-            given(room, np.uint8),
-            given(states, np.float32),
-            given(pooled, np.float32),
-        )
-        self._rooms.append(room)
-        return pooled, states
+        if not texts:
+            return []
+        ids = filled("int32_t[]", [token for text in texts for token in text])
+        lengths = filled("int32_t[]", [len(text) for text in texts])
+        room, size = self._rooms.pop() if self._rooms else (None, 0)
+        result = allocated("encoder_result", 1)
+        while code := kernels.encoder_run(
+            self._model, ids, lengths, len(texts), by_first, wanted, room or NULL, size, result
+        ):
+            if code in (WRONG_LENGTH, WRONG_ID):
+                self._rooms.append((room, size))
+                raise ValueError(
+                    f"a text must have 1 to {self._places} tokens"
+                    if code == WRONG_LENGTH
+                    else f"token ids must lie in 0 to {self._vocabulary - 1}"
+                )
+            size = -code
+            room = given(np.empty(size, np.uint8), np.uint8)
+        found = self._outcomes(result[0], len(texts), wanted)
+        self._rooms.append((room, size))
+        return found
+
+    def _outcomes(self, result: Any, count: int, wanted: Wanted) -> list[Outcome]:
+        """Copies: the room is another run's as soon as this one has ended."""
+        wide, narrow, step = 4 * self._width, 2 * self._width, self._width // 8
+        counts = listed(result.counts, count)
+        total = sum(counts)
+        pooled = seen(result.pooled, count * wide)
+        signs = seen(result.signs, total * step)
+        halves = seen(result.halves, total * narrow if wanted is Wanted.SIGNS_AND_HALVES else 0)
+        found, start = [], 0
+        for place, own in enumerate(counts):
+            stop = start + own
+            found.append(
+                Outcome(
+                    pooled[place * wide : (place + 1) * wide],
+                    signs[start * step : stop * step],
+                    halves[start * narrow : stop * narrow],
+                )
+            )
+            start = stop
+        return found
 
     def _lay_out(self, dense: Dense, to: Any) -> None:
         inner, outer = dense.weights.shape

@@ -15,9 +15,14 @@
 #define LANES 16
 #define VECTORS 4
 #define PANEL (LANES * VECTORS)
-/* Rows whose sums stay in registers: 6 x 4 sums, 4 vectors of weights, one of activations. */
+/* Rows whose sums stay in registers: 6 x 4 sums, 4 vectors of weights, one of activations. When WHOLE_ROWS hold all there are, they
+   go through half a panel together, 14 x 2 sums, and every weight is loaded once. */
 #define ROWS 6
-#define ALIGNED 64
+#define WHOLE_ROWS 14
+#define HALF (VECTORS / 2)
+/* Bytes of a vector, and of a line of the cache. */
+#define LINE 64
+#define ALIGNED LINE
 
 /* 2^y for y <= 0, in place: a power of two times the Taylor series of 2^r, |r| <= 1/2 (relative error 2e-7). `count` (a constant
    to the compiler) vectors go side by side: each step waits for the one before it, and a processor looks ahead less far than
@@ -68,36 +73,85 @@ FAST_INLINED void gelu(const int count, __m512 *x) {
 
 typedef enum { PLAIN, GELU, ADDED } finish;
 
-/* The sums of `rows` (a constant to the compiler) rows and one panel, int32[rows, PANEL]. Meanwhile the vectors from `fetched` to
-   `fetch_to` of every step of the next panel are called to the cache: the blocks of rows share that out, because memory that is
-   asked for all at once keeps the sums waiting. What becomes of the sums is another function's work: this loop needs every
-   register. */
-FAST_INLINED void sum_block(const int rows, const dense_weights *dense, long panel, const uint8_t *bytes, int32_t *to,
-                            int fetched, int fetch_to) {
-    long inner = dense->inner;
-    const int8_t *weights = dense->panels + panel * inner * PANEL, *ahead = weights + inner * PANEL;
-    __m512i sums[ROWS][VECTORS];
+/* The sums of `rows` rows and `vectors` vectors (constants to the compiler) of a panel's columns, in int32[rows, PANEL]; `weights`,
+   `starts` and `to` begin at the first of those columns. Meanwhile memory from `ahead` on is called to the cache, a line for every
+   vector of a step and then `stride` bytes on. What becomes of the sums is another function's work: this loop needs every
+   register, and its inner loops are unrolled by hand, because sums whose place is counted at run time lie in memory. */
+FAST_INLINED void sum_block(const int rows, const int vectors, long inner, const int8_t *weights, const int32_t *starts,
+                            const uint8_t *bytes, int32_t *to, const int8_t *ahead, long stride) {
+    __m512i sums[WHOLE_ROWS][VECTORS];
+#pragma GCC unroll 16
     for (int row = 0; row < rows; row++)
-        for (int vector = 0; vector < VECTORS; vector++)
-            sums[row][vector] = _mm512_loadu_si512(dense->starts + panel * PANEL + vector * LANES);
-    for (long at = 0; at < inner; at += 4) {
+#pragma GCC unroll 4
+        for (int vector = 0; vector < vectors; vector++)
+            sums[row][vector] = _mm512_loadu_si512(starts + vector * LANES);
+    for (long at = 0; at < inner; at += 4, ahead += stride) {
         __m512i own[VECTORS];
-        for (int vector = 0; vector < VECTORS; vector++) {
-            own[vector] = _mm512_loadu_si512(weights + at * PANEL + vector * 64);
-            if (vector >= fetched && vector < fetch_to)
-                _mm_prefetch((const char *)(ahead + at * PANEL + vector * 64), _MM_HINT_T1);
+#pragma GCC unroll 4
+        for (int vector = 0; vector < vectors; vector++) {
+            own[vector] = _mm512_loadu_si512(weights + at * PANEL + vector * LINE);
+            _mm_prefetch((const char *)(ahead + vector * LINE), _MM_HINT_T1);
         }
+#pragma GCC unroll 16
         for (int row = 0; row < rows; row++) {
             int32_t four;
             memcpy(&four, bytes + row * inner + at, 4);
             __m512i activations = _mm512_set1_epi32(four);
-            for (int vector = 0; vector < VECTORS; vector++)
+#pragma GCC unroll 4
+            for (int vector = 0; vector < vectors; vector++)
                 sums[row][vector] = _mm512_dpbusd_epi32(sums[row][vector], activations, own[vector]);
         }
     }
+#pragma GCC unroll 16
     for (int row = 0; row < rows; row++)
-        for (int vector = 0; vector < VECTORS; vector++)
+#pragma GCC unroll 4
+        for (int vector = 0; vector < vectors; vector++)
             _mm512_storeu_si512(to + row * PANEL + vector * LANES, sums[row][vector]);
+}
+
+typedef void summing(long inner, const int8_t *weights, const int32_t *starts, const uint8_t *bytes, int32_t *to,
+                     const int8_t *ahead, long stride);
+
+#define SUMMING(rows, vectors)                                                                                             \
+    FAST static void sum_##rows(long inner, const int8_t *weights, const int32_t *starts, const uint8_t *bytes, int32_t *to, \
+                                const int8_t *ahead, long stride) {                                                        \
+        sum_block(rows, vectors, inner, weights, starts, bytes, to, ahead, stride);                                        \
+    }
+SUMMING(1, VECTORS)
+SUMMING(2, VECTORS)
+SUMMING(3, VECTORS)
+SUMMING(4, VECTORS)
+SUMMING(5, VECTORS)
+SUMMING(6, VECTORS)
+SUMMING(7, HALF)
+SUMMING(8, HALF)
+SUMMING(9, HALF)
+SUMMING(10, HALF)
+SUMMING(11, HALF)
+SUMMING(12, HALF)
+SUMMING(13, HALF)
+SUMMING(14, HALF)
+#undef SUMMING
+
+/* By rows. */
+static summing *const summings[WHOLE_ROWS + 1] = {NULL,  sum_1, sum_2, sum_3,  sum_4,  sum_5,  sum_6, sum_7,
+                                                  sum_8, sum_9, sum_10, sum_11, sum_12, sum_13, sum_14};
+
+/* The sums of a block of rows, the `block`th of `blocks`, and one panel, int32[rows, PANEL]. The next panel is called to the cache
+   meanwhile: the first four runs over the panel share that out, because memory that is asked for all at once keeps the sums
+   waiting. */
+static inline void sum_panel(const dense_weights *dense, long panel, long rows, const uint8_t *bytes, long block, long blocks,
+                             int32_t *to) {
+    long inner = dense->inner, size = inner * PANEL, vectors = rows > ROWS ? HALF : VECTORS, parts = VECTORS / vectors;
+    const int8_t *weights = dense->panels + panel * size;
+    const int32_t *starts = dense->starts + panel * PANEL;
+    long fetching = blocks * parts < VECTORS ? blocks * parts : VECTORS;
+    for (long part = 0; part < parts; part++) {
+        long run = block * parts + part, first = part * vectors;
+        int fetches = run < fetching;
+        summings[rows](inner, weights + first * LINE, starts + first * LANES, bytes, to + first * LANES,
+                       fetches ? weights + size + run * size / fetching : weights, fetches ? VECTORS * LINE / fetching : 0);
+    }
 }
 
 #ifdef HAS_TILES
@@ -171,7 +225,7 @@ FAST_INLINED void finish_block(const finish how, long rows, const dense_weights 
 FAST_INLINED void multiply(const finish how, const dense_weights *dense, const uint8_t *bytes, const float *row_scales,
                            long count, const float *added, float *to) {
     long inner = dense->inner, outer = dense->outer;
-    long blocks = (count + ROWS - 1) / ROWS, fetching = blocks < VECTORS ? blocks : VECTORS;
+    long blocks = count > WHOLE_ROWS ? (count + ROWS - 1) / ROWS : count > 0;
     int32_t sums[TILE_ROWS * PANEL] __attribute__((aligned(ALIGNED)));
     for (long panel = 0; panel * PANEL < outer; panel++) {
         for (long row = 0; dense->tiled && row < count; row += TILE_ROWS) {
@@ -182,18 +236,8 @@ FAST_INLINED void multiply(const finish how, const dense_weights *dense, const u
         if (dense->tiled) continue;
         for (long block = 0; block < blocks; block++) {
             long row = block * count / blocks, rows = (block + 1) * count / blocks - row;
-            const uint8_t *from = bytes + row * inner;
-            int fetched = block * VECTORS / fetching, fetch_to = (block + 1) * VECTORS / fetching;
-            switch (rows) {
-                case 1: sum_block(1, dense, panel, from, sums, fetched, fetch_to); break;
-                case 2: sum_block(2, dense, panel, from, sums, fetched, fetch_to); break;
-                case 3: sum_block(3, dense, panel, from, sums, fetched, fetch_to); break;
-                case 4: sum_block(4, dense, panel, from, sums, fetched, fetch_to); break;
-                case 5: sum_block(5, dense, panel, from, sums, fetched, fetch_to); break;
-                default: sum_block(ROWS, dense, panel, from, sums, fetched, fetch_to); break;
-            }
-            finish_block(how, rows, dense, panel, sums, row_scales + row, added + row * outer,
-                         to + row * outer);
+            sum_panel(dense, panel, rows, bytes + row * inner, block, blocks, sums);
+            finish_block(how, rows, dense, panel, sums, row_scales + row, added + row * outer, to + row * outer);
         }
     }
 }

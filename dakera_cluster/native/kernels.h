@@ -268,17 +268,28 @@ typedef struct {
     const float *merged_weight, *merged_bias, *down_weight, *down_bias;
 } layer_weights;
 
+/* special: by id below vocabulary, whether a token stands for nothing of the text. */
 typedef struct {
-    long depth, width, heads, tiled;
+    long depth, width, heads, tiled, vocabulary, places;
     float epsilon;
     const int8_t *words;
     const float *word_scales, *positions, *norm_weight, *norm_bias;
+    const uint8_t *special;
     const layer_weights *layers;
 } encoder_weights;
+
+/* What a pass leaves in its room. pooled: [texts, width] at length 1. Of the tokens that are not special, text by text: counts
+   [texts], the signs of their states [tokens, width / 8] (the first component in the highest bit), and the states at length 1 in
+   16 bits, halves [tokens, width]. */
+typedef struct {
+    const float *pooled;
+    const int32_t *counts;
+    const uint8_t *signs;
+    const uint16_t *halves;
+} encoder_result;
 
 int encoder_runs(void);
 int encoder_has_tiles(void);
 void encoder_pack(const int8_t *weights, long inner, long outer, int8_t *panels, int32_t *starts);
-long encoder_scratch(const encoder_weights *model, long rows, long longest);
-void encoder_run(const encoder_weights *model, const int32_t *ids, const int64_t *lengths, long texts, int by_first,
-                 uint8_t *room, float *state, float *pooled);
+long encoder_run(const encoder_weights *model, const int32_t *ids, const int32_t *lengths, long texts, int by_first, int tokens,
+                 uint8_t *room, long size, encoder_result *result);

@@ -15,7 +15,7 @@ from typing import Any
 
 import cffi
 import numpy as np
-from _cffi_backend import from_buffer, newp
+from _cffi_backend import buffer, from_buffer, newp, unpack
 
 _HERE = Path(__file__).parent
 _COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
@@ -78,6 +78,17 @@ def buffer(room: Any) -> memoryview:
 def filled(kind: str, values: Any) -> Any:
     """A new array or structure of kernels.h with these values; it lives as long as what is returned."""
     return newp(_type_of(kind), values)
+
+
+def seen(pointer: Any, size: int) -> Any:
+    """So many bytes of what a pointer points to, which must outlive it; a slice is a copy, as bytes."""
+    return buffer(pointer, size)
+
+
+def listed(pointer: Any, count: int) -> list[Any]:
+    """So many of the numbers that a pointer points to."""
+    found: list[Any] = unpack(pointer, count)
+    return found
 
 
 @cache

@@ -17,3 +17,20 @@ class QueryFeatures(msgspec.Struct, frozen=True, gc=False):
     token_vectors: NDArray[np.floating]
     token_ids: NDArray[np.int32]
     now_s: float
+
+
+class EmbeddedQuery(msgspec.Struct, frozen=True, gc=False):
+    """A question as it is sent: ``vector``: float32[d], None without a model; ``token_ids`` and ``token_vectors``: float16[t, d],
+    of the pieces that carry meaning. Little endian."""
+
+    vector: bytes | None
+    token_ids: list[int]
+    token_vectors: bytes
+
+    def features(self, text: str, now_s: float) -> QueryFeatures:
+        """As the engine takes it."""
+        vector = np.frombuffer(self.vector, "<f4") if self.vector is not None else None
+        ids = np.array(self.token_ids, np.int32)
+        width = len(vector) if vector is not None else 0
+        tokens = np.frombuffer(self.token_vectors, "<f2").reshape(len(ids), width)
+        return QueryFeatures(text, vector, tokens, ids, now_s)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from dakera_cluster.index.analysis import QUERY_STOP_WORDS, STOP_WORDS
 from dakera_cluster.inference.encoding import Encoded, TokenVectors
 from dakera_cluster.model.memories import Field
-from dakera_cluster.retrieval.query import QueryFeatures
+from dakera_cluster.retrieval.query import EmbeddedQuery, QueryFeatures
 from dakera_cluster.retrieval.traits import canonical_text
 
 PASSAGE_TOKENS = 126
@@ -52,38 +52,27 @@ class PieceRules:
 
     def __init__(self, pieces: Callable[[Sequence[int]], list[str]]) -> None:
         self._pieces = pieces
-        self._verdicts = bytearray()
+        self._known: set[int] = set()
+        self._silent: set[int] = set()
+        self._silent_in_queries: set[int] = set()
 
-    def kept(self, ids: NDArray[np.int32], *, is_query: bool) -> NDArray[np.intp]:
-        """Places in ``ids``; never empty unless ``ids`` is: a text of stop words alone keeps all its pieces.
+    def kept(self, ids: Sequence[int], *, is_query: bool) -> Sequence[int]:
+        """Places in ``ids``; never empty unless ``ids`` is: a text of stop words alone keeps all its pieces."""
+        if not self._known.issuperset(ids):
+            self._learn(ids)
+        silent = self._silent_in_queries if is_query else self._silent
+        return [place for place, number in enumerate(ids) if number not in silent] or range(len(ids))
 
-        Looked up one by one: texts are short, and a numpy call costs as much as thirty look-ups."""
-        wanted = _KEPT_IN_QUERIES if is_query else _KEPT
-        numbers = ids.tolist()
-        verdicts = self._verdicts_of(numbers)
-        places = [place for place, verdict in enumerate(verdicts) if verdict & wanted]
-        return np.array(places or range(len(numbers)), np.intp)
-
-    def _verdicts_of(self, numbers: list[int]) -> list[int]:
-        known = self._verdicts
-        if numbers and max(numbers) >= len(known):
-            known.extend(_UNKNOWN for _ in range(len(known), max(numbers) + 1))
-        verdicts = [known[number] for number in numbers]
-        if _UNKNOWN in verdicts:
-            unknown = [number for number in dict.fromkeys(numbers) if known[number] == _UNKNOWN]
-            for number, piece in zip(unknown, self._pieces(unknown), strict=True):
-                known[number] = _verdict(piece)
-            verdicts = [known[number] for number in numbers]
-        return verdicts
-
-
-_UNKNOWN, _KEPT, _KEPT_IN_QUERIES = 0x80, 1, 2
-
-
-def _verdict(piece: str) -> int:
-    if not any(map(str.isalnum, piece.removeprefix("##"))):
-        return 0
-    return (piece not in STOP_WORDS) * _KEPT | (piece not in QUERY_STOP_WORDS) * _KEPT_IN_QUERIES
+    def _learn(self, ids: Sequence[int]) -> None:
+        unknown = [number for number in dict.fromkeys(ids) if number not in self._known]
+        for number, piece in zip(unknown, self._pieces(unknown), strict=True):
+            means = any(map(str.isalnum, piece.removeprefix("##")))
+            if not means or piece in STOP_WORDS:
+                self._silent.add(number)
+            if not means or piece in QUERY_STOP_WORDS:
+                self._silent_in_queries.add(number)
+        # Last: who looks from another thread finds a piece known when it has been judged.
+        self._known.update(unknown)
 
 
 def passages(content: str, metadata: Mapping[str, Any] | None, ranges: Ranges) -> list[str]:
@@ -95,27 +84,34 @@ def passages(content: str, metadata: Mapping[str, Any] | None, ranges: Ranges) -
 
 def row_fields(encoded: Encoded, rules: PieceRules) -> dict[str, bytes | None]:
     """Row fields of the memory whose passages were ``encoded`` (with tokens): vector, tokens, passages (None for one)."""
-    vector = np.asarray(encoded.vectors[0], dtype=np.float32)
-    if len(encoded.vectors) > 1:
-        vector = np.asarray(encoded.vectors, dtype=np.float32).mean(axis=0)
-        vector /= max(float(np.linalg.norm(vector)), np.finfo(np.float32).tiny)
+    tokens = encoded.tokens
+    packed = pack_tokens(tokens, rules) if tokens is not None else None
+    if len(encoded.texts) == 1:
+        return {Field.VECTOR: encoded.texts[0].vector, Field.TOKENS: packed, Field.PASSAGES: None}
+    vectors = encoded.vectors
+    vector = vectors.mean(axis=0)
+    vector /= max(float(np.linalg.norm(vector)), np.finfo(np.float32).tiny)
     return {
         Field.VECTOR: vector.astype("<f4").tobytes(),
-        Field.TOKENS: pack_tokens(encoded.tokens, rules) if encoded.tokens is not None else None,
-        Field.PASSAGES: pack_passages(encoded.vectors) if len(encoded.vectors) > 1 else None,
+        Field.TOKENS: packed,
+        Field.PASSAGES: pack_passages(vectors),
     }
 
 
 def pack_tokens(tokens: Sequence[TokenVectors], rules: PieceRules) -> bytes:
     """The telling tokens of each passage. Ids that do not fit 16 bits are kept modulo 65,536: they only weigh a match."""
     kept = [rules.kept(part.ids, is_query=False) for part in tokens]
-    if len(tokens) == 1:
-        ids, signs = tokens[0].ids[kept[0]], tokens[0].signs[kept[0]]
-    else:
-        ids = np.concatenate([part.ids[places] for part, places in zip(tokens, kept, strict=True)])
-        signs = np.concatenate([part.signs[places] for part, places in zip(tokens, kept, strict=True)])
-    counts = [len(places) for places in kept]
-    return msgspec.msgpack.encode(PackedTokens(counts, (ids & 0xFFFF).astype("<u2").tobytes(), signs.tobytes()))
+    ids = [part.ids[place] & 0xFFFF for part, places in zip(tokens, kept, strict=True) for place in places]
+    signs = b"".join([_rows(part.signs, len(part.ids), places) for part, places in zip(tokens, kept, strict=True)])
+    return msgspec.msgpack.encode(PackedTokens(list(map(len, kept)), np.array(ids, "<u2").tobytes(), signs))
+
+
+def _rows(data: bytes, count: int, places: Sequence[int]) -> bytes:
+    """The rows at ``places`` of ``count`` rows of equal size."""
+    if len(places) == count:
+        return data
+    size = len(data) // count
+    return b"".join([data[place * size : (place + 1) * size] for place in places])
 
 
 def pack_passages(vectors: NDArray[np.float32]) -> bytes:
@@ -143,13 +139,19 @@ def unpack_passages(data: bytes) -> NDArray[np.float32]:
     return np.asarray(values.astype(np.float32) * scales[:, None])
 
 
-def query_features(text: str, encoded: Encoded | None, rules: PieceRules, now_s: float) -> QueryFeatures:
-    """The features of a question from its encoding (one text, with tokens); None when the node has no model."""
+def embedded_query(encoded: Encoded | None, rules: PieceRules) -> EmbeddedQuery:
+    """A question from its encoding (one text, with tokens); None when the node has no model."""
     if encoded is None:
-        return QueryFeatures(text, None, np.zeros((0, 0), np.float32), np.zeros(0, np.int32), now_s)
-    vector = np.asarray(encoded.vectors[0], dtype=np.float32)
-    tokens = encoded.tokens[0] if encoded.tokens is not None else None
-    if tokens is None or tokens.floats is None or not len(tokens.ids):
-        return QueryFeatures(text, vector, np.zeros((0, len(vector)), np.float32), np.zeros(0, np.int32), now_s)
-    kept = rules.kept(tokens.ids, is_query=True)
-    return QueryFeatures(text, vector, tokens.floats.take(kept, 0), tokens.ids.take(kept), now_s)
+        return EmbeddedQuery(None, [], b"")
+    text = encoded.texts[0]
+    tokens = text.tokens
+    if tokens is None or tokens.halves is None:
+        return EmbeddedQuery(text.vector, [], b"")
+    ids = tokens.ids
+    kept = rules.kept(ids, is_query=True)
+    return EmbeddedQuery(text.vector, [ids[place] for place in kept], _rows(tokens.halves, len(ids), kept))
+
+
+def query_features(text: str, encoded: Encoded | None, rules: PieceRules, now_s: float) -> QueryFeatures:
+    """The same as the engine takes it."""
+    return embedded_query(encoded, rules).features(text, now_s)

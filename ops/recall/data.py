@@ -131,7 +131,7 @@ class Maker:
         rows, start = [], 0
         for (row_id, fields), own in zip(items, texts, strict=True):
             stop = start + len(own)
-            part = Encoded(encoded.vectors[start:stop], (encoded.tokens or [])[start:stop])
+            part = Encoded(encoded.texts[start:stop], encoded.dimension)
             rows.append((row_id, {**fields, **writing.row_fields(part, self.rules)}))
             start = stop
         return rows

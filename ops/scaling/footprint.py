@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from dakera_cluster.inference.encoding import Encoded, TokenVectors
+from dakera_cluster.inference.encoding import Encoded, EncodedText, TokenVectors
 from dakera_cluster.model.hlc import Stamp
 from dakera_cluster.model.ids import agent_namespace
 from dakera_cluster.model.memories import Field
@@ -116,13 +116,14 @@ async def _write(directory: Path, names: Sequence[str], each: int, seed: int) ->
 
 def _fields(text: str, seed: int) -> dict[str, object]:
     words = "".join(char if char.isalnum() else " " for char in text.lower()).split()
-    ids = np.array([zlib.crc32(word.encode()) & 0x7FFF for word in words], np.int32)
-    _WORDS.update(zip(ids.tolist(), words, strict=True))
+    ids = tuple([zlib.crc32(word.encode()) & 0x7FFF for word in words])
+    _WORDS.update(zip(ids, words, strict=True))
     rng = np.random.default_rng(seed)
-    vector = rng.normal(size=(1, DIMENSION)).astype(np.float32)
+    vector = rng.normal(size=DIMENSION).astype(np.float32)
     vector /= np.linalg.norm(vector)
     signs = rng.integers(0, 256, (len(ids), DIMENSION // 8), dtype=np.uint8)
-    rules = PieceRules(lambda wanted: [_WORDS[int(piece)] for piece in wanted])
+    encoded = Encoded([EncodedText(vector.tobytes(), TokenVectors(ids, signs.tobytes()))], DIMENSION)
+    rules = PieceRules(lambda wanted: [_WORDS[piece] for piece in wanted])
     return {
         Field.TEXT: text,
         Field.TYPE: "episodic",
@@ -130,7 +131,7 @@ def _fields(text: str, seed: int) -> dict[str, object]:
         Field.CREATED: CREATED_S + seed,
         Field.SESSION: f"sess_{seed // 20:024x}",
         Field.MODEL: "default",
-        **row_fields(Encoded(vector, [TokenVectors(ids, signs)]), rules),
+        **row_fields(encoded, rules),
     }
 
 

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from dakera_cluster.inference import store
 from dakera_cluster.inference.embedder import TextEncoder
+from dakera_cluster.inference.encoding import TokenVectors
 from dakera_cluster.inference.models import Precision
 from dakera_cluster.native.encoder import runs_here
 
@@ -22,6 +23,12 @@ the a cat dog sat on mat query passage : hello world . deep blue sea red fish sw
 """.strip().split(" ")
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 HIDDEN, HEADS, LAYERS, INNER, POSITIONS = 32, 2, 2, 64, 48
+
+
+def halves_of(tokens: TokenVectors, dimension: int) -> NDArray[np.float64]:
+    """The token vectors of a query, [t, d]."""
+    assert tokens.halves is not None
+    return np.frombuffer(tokens.halves, "<f2").reshape(len(tokens.ids), dimension).astype(np.float64)
 
 
 def tiny_tokenizer() -> Tokenizer:

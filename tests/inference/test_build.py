@@ -15,7 +15,7 @@ from dakera_cluster.inference.models import ModelFormatError, Precision, TextKin
 from dakera_cluster.native.encoder import runs_here
 from tests.support import bert_reference
 
-from .conftest import HEADS, LAYERS, SPECIAL, tiny_weights, write_tiny_model
+from .conftest import HEADS, HIDDEN, LAYERS, SPECIAL, halves_of, tiny_weights, write_tiny_model
 
 Array = NDArray[np.float64]
 TEXTS = ["the cat sat on the mat .", "hello world", "", "deep blue sea : red fish swims fast", "cats swims zzz"]
@@ -57,8 +57,9 @@ def test_vectors_are_those_of_the_reference_for_both_poolings(
         assert vector @ (pooled / np.linalg.norm(pooled)) >= floor
         assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
         unit = states / np.linalg.norm(states, axis=1, keepdims=True)
-        assert tokens.floats is not None
-        assert ((tokens.floats * unit[[piece_id >= len(SPECIAL) for piece_id in ids]]).sum(1) >= floor).all()
+        halves = halves_of(tokens, HIDDEN)
+        halves /= np.linalg.norm(halves, axis=1, keepdims=True)
+        assert ((halves * unit[[piece_id >= len(SPECIAL) for piece_id in ids]]).sum(1) >= floor).all()
 
 
 def test_prefixes_are_part_of_the_text(tmp_path: Path) -> None:

@@ -2,16 +2,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from dakera_cluster.inference.cache import ENTRY_OVERHEAD_BYTES, CachedText, EmbeddingCache
-from dakera_cluster.inference.encoding import TokenVectors
+from dakera_cluster.inference.cache import ENTRY_OVERHEAD_BYTES, EmbeddingCache
+from dakera_cluster.inference.encoding import ID_BYTES, EncodedText, TokenVectors
 
-VECTOR = np.ones(100, np.float32)
-ENTRY_BYTES = VECTOR.nbytes + ENTRY_OVERHEAD_BYTES
+VECTOR = b"\0" * 400
+ENTRY_BYTES = len(VECTOR) + ENTRY_OVERHEAD_BYTES
 
 
-def entry(count: int = 0) -> CachedText:
-    tokens = TokenVectors(np.zeros(count, np.int32), np.zeros((count, 48), np.uint8)) if count else None
-    return CachedText(VECTOR, tokens)
+def entry(count: int = 0) -> EncodedText:
+    tokens = TokenVectors((1,) * count, b"\0" * 48 * count, b"\0" * 768 * count) if count else None
+    return EncodedText(VECTOR, tokens)
 
 
 def test_the_least_recently_used_entries_go_when_the_bytes_are_full() -> None:
@@ -31,7 +31,7 @@ def test_the_bound_holds_for_entries_of_any_size_and_for_replaced_ones() -> None
     for _ in range(500):
         key, value = bytes([random.integers(40)]), entry(int(random.integers(60)))
         cache.put(key, value)
-        sizes[key] = value.nbytes
+        sizes[key] = ENTRY_OVERHEAD_BYTES + value.nbytes
         held = [kept for kept in sizes if cache.get(kept, tokens=False) is not None]
         assert cache.nbytes == sum(sizes[kept] for kept in held) <= 20 * ENTRY_BYTES
 
@@ -53,3 +53,8 @@ def test_an_entry_larger_than_the_cache_is_not_kept() -> None:
 def test_keys_tell_texts_apart_and_take_any_string() -> None:
     texts = ["", "a", "A", "a ", "\ud800", "\u00e9", "e\u0301"]
     assert len({EmbeddingCache.key(text) for text in texts}) == len(texts)
+
+
+def test_an_entry_counts_all_that_it_holds() -> None:
+    assert entry().nbytes == len(VECTOR)
+    assert entry(5).nbytes == len(VECTOR) + 5 * (ID_BYTES + 48 + 768)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dakera_cluster.inference.encoding import Encoded, TokenVectors
+from dakera_cluster.inference.encoding import Encoded, EncodedText, TokenVectors
 from dakera_cluster.model.memories import Field
 from dakera_cluster.retrieval import writing
 from dakera_cluster.retrieval.query import QueryFeatures
@@ -21,26 +21,26 @@ _NAMES: dict[int, str] = {}
 
 
 def pieces(ids: Sequence[int]) -> list[str]:
-    return [_NAMES[int(piece_id)] for piece_id in ids]
+    return [_NAMES[piece_id] for piece_id in ids]
 
 
 RULES = writing.PieceRules(pieces)
 
 
 def encoded(texts: Sequence[str], *, is_query: bool = False) -> Encoded:
-    vectors, tokens = [], []
+    found = []
     for text in texts:
         words = "".join(char if char.isalnum() else " " for char in text.lower()).split() or ["-"]
-        ids = np.array([zlib.crc32(word.encode()) & 0x7FFF for word in words], np.int32)
-        _NAMES.update(zip(ids.tolist(), words, strict=True))
-        rows = np.stack([np.random.default_rng(piece_id).normal(size=DIMENSION) for piece_id in ids.tolist()])
+        ids = tuple([zlib.crc32(word.encode()) & 0x7FFF for word in words])
+        _NAMES.update(zip(ids, words, strict=True))
+        rows = np.stack([np.random.default_rng(piece_id).normal(size=DIMENSION) for piece_id in ids])
         mean = rows.mean(axis=0)
         states = rows + 0.2 * mean
         states /= np.linalg.norm(states, axis=1, keepdims=True)
-        vectors.append(mean / np.linalg.norm(mean))
-        floats = states.astype(np.float32) if is_query else None
-        tokens.append(TokenVectors(ids, np.packbits(states > 0, axis=1), floats))
-    return Encoded(np.array(vectors, np.float32), tokens)
+        vector = (mean / np.linalg.norm(mean)).astype("<f4").tobytes()
+        halves = states.astype("<f2").tobytes() if is_query else None
+        found.append(EncodedText(vector, TokenVectors(ids, np.packbits(states > 0, axis=1).tobytes(), halves)))
+    return Encoded(found, DIMENSION)
 
 
 def row(content: str, *, passages: Sequence[str] | None = None, **fields: Any) -> dict[str, Any]:
