@@ -13,6 +13,10 @@
 /* Rows chosen before they are multiplied. */
 #define BLOCK 64
 #define GROUP 4
+/* Eight bytes of what is present, where all is. */
+#define ALL_PRESENT 0x0101010101010101u
+/* Bounds that are looked at together. */
+#define SIDE 16
 #define PAD 64
 /* How far ahead of a row the next ones are asked for: without it, rows that lie beyond the second cache come late. */
 #define BYTES_AHEAD 12288
@@ -158,15 +162,23 @@ INLINED int is_chosen(const choice *from, int64_t slot) {
 
 INLINED float doubt_of(const coarse *query, float scale) { return (float)query->slack * fabsf(scale) + ROUNDING; }
 
+/* Whether so many slots (a multiple of eight) from first on, all before the end, are chosen. */
+INLINED int are_chosen(const choice *from, long first, long count, long end) {
+    uint64_t word, all = ALL_PRESENT;
+    if (from->allowed || end - first < count) return 0;
+    for (long at = first; at < first + count; at += sizeof word) {
+        memcpy(&word, from->present + at, sizeof word);
+        all &= word;
+    }
+    return all == ALL_PRESENT;
+}
+
 /* The slots from first on that are chosen, up to a block of them and the end; the bounds of all others are -inf. Returns
    where it stopped. */
 INLINED long next_block(const choice *from, long first, long end, float *bounds, int64_t *chosen, long *held) {
-    const uint64_t all = 0x0101010101010101u;
     long size = 0;
     while (first < end && size < BLOCK) {
-        uint64_t word = 0;
-        if (!from->allowed && first + 8 <= end && size + 8 <= BLOCK) memcpy(&word, from->present + first, sizeof word);
-        if (word == all) {
+        if (size + 8 <= BLOCK && are_chosen(from, first, 8, end)) {
             for (long place = 0; place < 8; place++) chosen[size + place] = first + place;
             size += 8;
             first += 8;
@@ -180,36 +192,52 @@ INLINED long next_block(const choice *from, long first, long end, float *bounds,
     return first;
 }
 
+/* The upper bounds of the cosines of rows, and the levels that they reach at least. */
+INLINED void bound_of(const coarse *query, const int32_t *sums, const float *scales, long count, float *upper, int32_t *reached) {
+    for (long place = 0; place < count; place++) {
+        float near = (float)(sums[place] * query->step + query->offset) * scales[place];
+        float doubt = doubt_of(query, scales[place]);
+        upper[place] = near + doubt;
+        reached[place] = level_of(near - doubt);
+    }
+}
+
 /* Upper bounds of the cosines of the chosen slots, and how many of them lie in each level at least. */
 FOR_EVERY_PROCESSOR
 static void bound(const planes *rows, const choice *from, const coarse *query, float *bounds, int32_t *levels) {
+    int64_t chosen[BLOCK];
+    const int8_t *row[BLOCK];
+    int32_t sums[BLOCK], reached[BLOCK], others[LEVELS] = {0};
+    float scales[BLOCK], upper[BLOCK];
     memset(levels, 0, LEVELS * sizeof *levels);
     for (long first = 0; first < from->count;) {
-        long chunk = first / rows->chunk_rows, end = (chunk + 1) * rows->chunk_rows, held;
+        long chunk = first / rows->chunk_rows, before = chunk * rows->chunk_rows, end = before + rows->chunk_rows, held = BLOCK;
+        const int8_t *start = row_of(rows->high, rows, before);
         if (end > from->count) end = from->count;
-        int64_t chosen[BLOCK];
-        const int8_t *row[BLOCK];
-        int32_t sums[BLOCK], reached[BLOCK];
-        float scales[BLOCK], upper[BLOCK];
-        first = next_block(from, first, end, bounds, chosen, &held);
-        if (!held) continue;
-        const int8_t *start = row_of(rows->high, rows, chunk * rows->chunk_rows);
-        for (long place = 0; place < held; place++) {
-            row[place] = start + (chosen[place] - chunk * rows->chunk_rows) * rows->width;
-            scales[place] = from->scales[chosen[place]];
+        if (are_chosen(from, first, BLOCK, end)) {
+            for (long place = 0; place < BLOCK; place++) row[place] = start + (first - before + place) * rows->width;
+            sums_of(row, BLOCK, rows->width, query, sums);
+            bound_of(query, sums, from->scales + first, BLOCK, bounds + first, reached);
+            first += BLOCK;
+        } else {
+            first = next_block(from, first, end, bounds, chosen, &held);
+            for (long place = 0; place < held; place++) {
+                row[place] = start + (chosen[place] - before) * rows->width;
+                scales[place] = from->scales[chosen[place]];
+            }
+            if (held) sums_of(row, held, rows->width, query, sums);
+            bound_of(query, sums, scales, held, upper, reached);
+            for (long place = 0; place < held; place++) bounds[chosen[place]] = upper[place];
         }
-        sums_of(row, held, rows->width, query, sums);
-        for (long place = 0; place < held; place++) {
-            float near = (float)(sums[place] * query->step + query->offset) * scales[place];
-            float doubt = doubt_of(query, scales[place]);
-            upper[place] = near + doubt;
-            reached[place] = level_of(near - doubt);
-        }
-        for (long place = 0; place < held; place++) {
-            bounds[chosen[place]] = upper[place];
+        /* In two arrays, for rows that are alike wait for each other. */
+        long place = 0;
+        for (; place + 2 <= held; place += 2) {
             levels[reached[place]]++;
+            others[reached[place + 1]]++;
         }
+        if (place < held) levels[reached[place]]++;
     }
+    for (long level = 0; level < LEVELS; level++) levels[level] += others[level];
 }
 
 /* scores: by slot, the cosines of slots, all of which are present. dots: room for as many. */
@@ -223,13 +251,19 @@ static void score_all(const vector_rows *stored, const choice *from, const float
 }
 
 /* The slots whose bounds reach the floor; returns how many. */
+FOR_EVERY_PROCESSOR
 static long reaching(const choice *from, const float *bounds, float floor, int64_t *slots) {
     long size = 0;
     int all = floor == -INFINITY;
-    for (long slot = 0; slot < from->count; slot++) {
-        slots[size] = slot;
-        /* Without a branch, for there is one slot to skip after another; those not chosen are at -inf. */
-        size += all ? is_chosen(from, slot) : !(bounds[slot] < floor);
+    for (long first = 0; first < from->count; first += SIDE) {
+        long last = first + SIDE < from->count ? first + SIDE : from->count;
+        /* Most reach nothing: those not chosen are at -inf. */
+        int any = all;
+        for (long slot = first; slot < last; slot++) any |= !(bounds[slot] < floor);
+        for (long slot = first; any && slot < last; slot++) {
+            slots[size] = slot;
+            size += all ? is_chosen(from, slot) : !(bounds[slot] < floor);
+        }
     }
     return size;
 }
