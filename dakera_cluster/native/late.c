@@ -48,6 +48,7 @@ INLINED void fetch(const uint8_t *data, long bytes) {
 }
 
 #include "late_tiles.h"
+#include "late_registers.h"
 
 #define LANES 4
 #define LANE_BITS 4
@@ -156,6 +157,10 @@ static long greatest_sums(const uint8_t *signs, long width, const int64_t *begin
 #ifdef MATCHES_BY_TILES
     if (width % TILE_BYTES == 0 && has_tiles())
         return greatest_by_tiles(signs, width, begins, lengths, units, steps, tokens, dots);
+#endif
+#ifdef MATCHES_IN_REGISTERS
+    if (width % SPREAD_BITS == 0 && has_registers())
+        return greatest_in_registers(signs, width, begins, lengths, units, steps, tokens, dots);
 #endif
     int32_t lifts[MANY];
     long bytes = width / 8;

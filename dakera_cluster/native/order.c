@@ -1,75 +1,23 @@
 /* Orders, and the scaling of features. */
 
-#include <math.h>
-#include <stdlib.h>
+#include "hits.h"
 
-#include "portable.h"
-
-typedef struct {
-    double score;
-    uint64_t key;
-    int64_t place;
-} ranked;
-
-/* By score descending, then key, then place. */
-INLINED int comes_after(ranked left, ranked right) {
-    if (left.score != right.score) return left.score < right.score;
-    if (left.key != right.key) return left.key > right.key;
-    return left.place > right.place;
-}
-
-static void sift(ranked *heap, long size, long at) {
-    ranked moved = heap[at];
-    for (long child; (child = 2 * at + 1) < size; at = child) {
-        if (child + 1 < size && comes_after(heap[child + 1], heap[child])) child++;
-        if (!comes_after(heap[child], moved)) break;
-        heap[at] = heap[child];
-    }
-    heap[at] = moved;
-}
-
-/* Merge sort, from runs of one upwards; the result may lie in either array. */
-static ranked *sorted(ranked *from, ranked *to, long size) {
-    for (long run = 1; run < size; run *= 2) {
-        for (long start = 0; start < size; start += 2 * run) {
-            long left = start, middle = start + run < size ? start + run : size;
-            long right = middle, end = start + 2 * run < size ? start + 2 * run : size;
-            for (long at = start; at < end; at++) {
-                int takes_right = left == middle || (right < end && comes_after(from[left], from[right]));
-                to[at] = from[takes_right ? right++ : left++];
-            }
-        }
-        ranked *other = from;
-        from = to;
-        to = other;
-    }
-    return from;
-}
-
-/* The places of the best, in order; returns how many, -1 without memory. What is no number comes last. */
+/* The places of the best, in order: by score, then key, then place; returns how many, -1 without memory. What is no number comes
+   last, like the least there is. */
 long order_best(const double *scores, const uint64_t *keys, long count, long wanted, int64_t *order) {
     long size = wanted < count ? wanted : count;
     if (size <= 0) return 0;
-    ranked *heap = malloc(2 * size * sizeof(ranked));
-    if (!heap) return -1;
-    for (long at = 0; at < count; at++) {
-        ranked one = {isnan(scores[at]) ? -INFINITY : scores[at], keys[at], at};
-        if (at < size) {
-            heap[at] = one;
-            continue;
-        }
-        /* The root is the last of those kept so far. */
-        if (at == size)
-            for (long parent = size / 2 - 1; parent >= 0; parent--) sift(heap, size, parent);
-        if (comes_after(heap[0], one)) {
-            heap[0] = one;
-            sift(heap, size, 0);
-        }
-    }
-    const ranked *best = sorted(heap, heap + size, size);
-    for (long at = 0; at < size; at++) order[at] = best[at].place;
-    free(heap);
-    return size;
+    hit *hits = malloc(2 * count * sizeof *hits);
+    if (!hits) return -1;
+    double floor = floor_of_scores(NULL, scores, count, NULL, 0, size);
+    long held = 0;
+    for (long at = 0; at < count; at++)
+        if (!(scores[at] < floor)) hits[held++] = hit_of(at, isnan(scores[at]) ? -INFINITY : scores[at]);
+    sort_hits(hits, hits + held, held);
+    long settled = settle_ties(hits, held, 0, size, keys);
+    for (long at = 0; at < size; at++) order[at] = hits[at].slot;
+    free(hits);
+    return settled ? size : -1;
 }
 
 /* Min-max to 0..1 of the wanted rows of [rows, count], in place; all 0 where nothing differs. NaN counts as the minimum. */

@@ -13,6 +13,10 @@
 /* Rows chosen before they are multiplied. */
 #define BLOCK 64
 #define GROUP 4
+/* Eight bytes of what is present, where all is. */
+#define ALL_PRESENT 0x0101010101010101u
+/* Bounds that are looked at together. */
+#define SIDE 16
 #define PAD 64
 /* How far ahead of a row the next ones are asked for: without it, rows that lie beyond the second cache come late. */
 #define BYTES_AHEAD 12288
@@ -158,15 +162,23 @@ INLINED int is_chosen(const choice *from, int64_t slot) {
 
 INLINED float doubt_of(const coarse *query, float scale) { return (float)query->slack * fabsf(scale) + ROUNDING; }
 
+/* Whether so many slots (a multiple of eight) from first on, all before the end, are chosen. */
+INLINED int are_chosen(const choice *from, long first, long count, long end) {
+    uint64_t word, all = ALL_PRESENT;
+    if (from->allowed || end - first < count) return 0;
+    for (long at = first; at < first + count; at += sizeof word) {
+        memcpy(&word, from->present + at, sizeof word);
+        all &= word;
+    }
+    return all == ALL_PRESENT;
+}
+
 /* The slots from first on that are chosen, up to a block of them and the end; the bounds of all others are -inf. Returns
    where it stopped. */
 INLINED long next_block(const choice *from, long first, long end, float *bounds, int64_t *chosen, long *held) {
-    const uint64_t all = 0x0101010101010101u;
     long size = 0;
     while (first < end && size < BLOCK) {
-        uint64_t word = 0;
-        if (!from->allowed && first + 8 <= end && size + 8 <= BLOCK) memcpy(&word, from->present + first, sizeof word);
-        if (word == all) {
+        if (size + 8 <= BLOCK && are_chosen(from, first, 8, end)) {
             for (long place = 0; place < 8; place++) chosen[size + place] = first + place;
             size += 8;
             first += 8;
@@ -180,68 +192,85 @@ INLINED long next_block(const choice *from, long first, long end, float *bounds,
     return first;
 }
 
-/* Upper bounds of the cosines of the chosen slots, and how many of them lie in each level at least. */
-FOR_EVERY_PROCESSOR
-static void bound(const planes *rows, const choice *from, const coarse *query, float *bounds, int32_t *levels) {
-    memset(levels, 0, LEVELS * sizeof *levels);
-    for (long first = 0; first < from->count;) {
-        long chunk = first / rows->chunk_rows, end = (chunk + 1) * rows->chunk_rows, held;
-        if (end > from->count) end = from->count;
-        int64_t chosen[BLOCK];
-        const int8_t *row[BLOCK];
-        int32_t sums[BLOCK], reached[BLOCK];
-        float scales[BLOCK], upper[BLOCK];
-        first = next_block(from, first, end, bounds, chosen, &held);
-        if (!held) continue;
-        const int8_t *start = row_of(rows->high, rows, chunk * rows->chunk_rows);
-        for (long place = 0; place < held; place++) {
-            row[place] = start + (chosen[place] - chunk * rows->chunk_rows) * rows->width;
-            scales[place] = from->scales[chosen[place]];
-        }
-        sums_of(row, held, rows->width, query, sums);
-        for (long place = 0; place < held; place++) {
-            float near = (float)(sums[place] * query->step + query->offset) * scales[place];
-            float doubt = doubt_of(query, scales[place]);
-            upper[place] = near + doubt;
-            reached[place] = level_of(near - doubt);
-        }
-        for (long place = 0; place < held; place++) {
-            bounds[chosen[place]] = upper[place];
-            levels[reached[place]]++;
-        }
+/* The upper bounds of the cosines of rows, and the levels that they reach at least. */
+INLINED void bound_of(const coarse *query, const int32_t *sums, const float *scales, long count, float *upper, int32_t *reached) {
+    for (long place = 0; place < count; place++) {
+        float near = (float)(sums[place] * query->step + query->offset) * scales[place];
+        float doubt = doubt_of(query, scales[place]);
+        upper[place] = near + doubt;
+        reached[place] = level_of(near - doubt);
     }
 }
 
-INLINED float score_of(const planes *rows, const choice *from, int64_t slot, const float *query) {
-    float score = dot(rows, slot, query) * from->scales[slot];
-    return score > 1 ? 1 : score < -1 ? -1 : score;
+/* Upper bounds of the cosines of the chosen slots, and how many of them lie in each level at least. */
+FOR_EVERY_PROCESSOR
+static void bound(const planes *rows, const choice *from, const coarse *query, float *bounds, int32_t *levels) {
+    int64_t chosen[BLOCK];
+    const int8_t *row[BLOCK];
+    int32_t sums[BLOCK], reached[BLOCK], others[LEVELS] = {0};
+    float scales[BLOCK], upper[BLOCK];
+    memset(levels, 0, LEVELS * sizeof *levels);
+    for (long first = 0; first < from->count;) {
+        long chunk = first / rows->chunk_rows, before = chunk * rows->chunk_rows, end = before + rows->chunk_rows, held = BLOCK;
+        const int8_t *start = row_of(rows->high, rows, before);
+        if (end > from->count) end = from->count;
+        if (are_chosen(from, first, BLOCK, end)) {
+            for (long place = 0; place < BLOCK; place++) row[place] = start + (first - before + place) * rows->width;
+            sums_of(row, BLOCK, rows->width, query, sums);
+            bound_of(query, sums, from->scales + first, BLOCK, bounds + first, reached);
+            first += BLOCK;
+        } else {
+            first = next_block(from, first, end, bounds, chosen, &held);
+            for (long place = 0; place < held; place++) {
+                row[place] = start + (chosen[place] - before) * rows->width;
+                scales[place] = from->scales[chosen[place]];
+            }
+            if (held) sums_of(row, held, rows->width, query, sums);
+            bound_of(query, sums, scales, held, upper, reached);
+            for (long place = 0; place < held; place++) bounds[chosen[place]] = upper[place];
+        }
+        /* In two arrays, for rows that are alike wait for each other. */
+        long place = 0;
+        for (; place + 2 <= held; place += 2) {
+            levels[reached[place]]++;
+            others[reached[place + 1]]++;
+        }
+        if (place < held) levels[reached[place]]++;
+    }
+    for (long level = 0; level < LEVELS; level++) levels[level] += others[level];
 }
 
-/* The cosines of slots, all of which are present. */
-FOR_EVERY_PROCESSOR
-static void score_all(const planes *rows, const choice *from, const float *query, hit *hits, long count) {
-    for (long place = 0; place < count; place++) {
-        if (place + ROWS_AHEAD < count) ask_for(rows, hits[place + ROWS_AHEAD].slot);
-        hits[place] = hit_of(hits[place].slot, score_of(rows, from, hits[place].slot, query));
+/* scores: by slot, the cosines of slots, all of which are present. dots: room for as many. */
+static void score_all(const vector_rows *stored, const choice *from, const float *query, const int64_t *slots, long count, float *dots,
+                      float *scores) {
+    dots_gather(stored, slots, count, query, dots);
+    for (long at = 0; at < count; at++) {
+        float score = dots[at] * from->scales[slots[at]];
+        scores[slots[at]] = score > 1 ? 1 : score < -1 ? -1 : score;
     }
 }
 
 /* The slots whose bounds reach the floor; returns how many. */
-static long reaching(const choice *from, const float *bounds, float floor, int32_t *slots) {
+FOR_EVERY_PROCESSOR
+static long reaching(const choice *from, const float *bounds, float floor, int64_t *slots) {
     long size = 0;
     int all = floor == -INFINITY;
-    for (long slot = 0; slot < from->count; slot++) {
-        slots[size] = slot;
-        /* Without a branch, for there is one slot to skip after another; those not chosen are at -inf. */
-        size += all ? is_chosen(from, slot) : !(bounds[slot] < floor);
+    for (long first = 0; first < from->count; first += SIDE) {
+        long last = first + SIDE < from->count ? first + SIDE : from->count;
+        /* Most reach nothing: those not chosen are at -inf. */
+        int any = all;
+        for (long slot = first; slot < last; slot++) any |= !(bounds[slot] < floor);
+        for (long slot = first; any && slot < last; slot++) {
+            slots[size] = slot;
+            size += all ? is_chosen(from, slot) : !(bounds[slot] < floor);
+        }
     }
     return size;
 }
 
-/* The hits at slots with their scores, sorted. hits is room for twice as many. */
-static void scored(const planes *rows, const choice *from, const float *query, const int32_t *slots, long size, hit *hits) {
-    for (long at = 0; at < size; at++) hits[at].slot = slots[at];
-    score_all(rows, from, query, hits, size);
+/* The hits at slots, sorted. scores: by slot; hits is room for twice as many. */
+static void ranked(const int64_t *slots, const float *scores, long size, hit *hits) {
+    for (long at = 0; at < size; at++) hits[at] = hit_of(slots[at], scores[slots[at]]);
     sort_hits(hits, hits + size, size);
 }
 
@@ -260,7 +289,8 @@ long nearest(const vector_rows *stored, const uint8_t *allowed, long allowed_cou
     long count = from.count;
     if (wanted <= 0 || count <= 0) return 0;
     coarse near = {0};
-    int32_t levels[LEVELS], *doubtful = malloc(count * sizeof *doubtful);
+    int32_t levels[LEVELS];
+    int64_t *doubtful = malloc(count * sizeof *doubtful);
     float *bounds = malloc(count * sizeof *bounds);
     hit *hits = NULL;
     long size = 0;
@@ -270,7 +300,9 @@ long nearest(const vector_rows *stored, const uint8_t *allowed, long allowed_cou
         hits = malloc((2 * size + 1) * sizeof *hits);
     }
     if (hits) {
-        scored(&rows, &from, query, doubtful, size, hits);
+        /* The hits are not there yet, and the bounds no longer needed. */
+        score_all(stored, &from, query, doubtful, size, (float *)hits, bounds);
+        ranked(doubtful, bounds, size, hits);
         if (size > wanted) size = wanted;
         for (long place = 0; place < size; place++) {
             slots[place] = hits[place].slot;
@@ -290,24 +322,27 @@ typedef struct {
     float *scores;
 } found;
 
+INLINED void mark(found *set, int64_t slot) { set->marks[slot / 64] |= (uint64_t)1 << slot % 64; }
+
 INLINED int is_marked(const found *set, int64_t slot) { return set->marks[slot / 64] >> slot % 64 & 1; }
 
-INLINED void mark(found *set, int64_t slot, float score) {
-    set->marks[slot / 64] |= (uint64_t)1 << slot % 64;
-    set->scores[slot] = score;
+/* Returns 0 when it was marked before. */
+INLINED int is_marked_now(found *set, int64_t slot) {
+    int is_new = !is_marked(set, slot);
+    mark(set, slot);
+    return is_new;
 }
 
 /* Those of the held slots that may be among its wanted best, each once; returns how many. set: empty, scored by the bounds of
    all chosen slots. */
-static long held_reaching(const choice *from, const coarse *query, const found *set, const int64_t *held, long count,
-                          long wanted, int32_t *levels, int32_t *slots) {
+static long held_reaching(const choice *from, const coarse *query, found *set, const int64_t *held, long count,
+                          long wanted, int32_t *levels, int64_t *slots) {
     const float *bounds = set->scores;
     long size = 0, kept = 0;
     memset(levels, 0, LEVELS * sizeof *levels);
     for (long at = 0; at < count; at++) {
         int64_t slot = held[at];
-        if (slot < 0 || slot >= from->count || !is_chosen(from, slot) || is_marked(set, slot)) continue;
-        set->marks[slot / 64] |= (uint64_t)1 << slot % 64;
+        if (slot < 0 || slot >= from->count || !is_chosen(from, slot) || !is_marked_now(set, slot)) continue;
         slots[size++] = slot;
         levels[level_of(bounds[slot] - 2 * doubt_of(query, from->scales[slot]))]++;
     }
@@ -319,10 +354,16 @@ static long held_reaching(const choice *from, const coarse *query, const found *
     return kept;
 }
 
-/* How many of a sorted list are kept when the best wanted are, those of equal score by key; -1 without memory. */
-static long cut(hit *hits, long size, long wanted, const uint64_t *keys) {
-    if (size <= wanted) return size;
-    return settle_ties(hits, size, wanted, wanted + 1, keys) ? wanted : -1;
+/* Mark the wanted best of slots, those of equal score by key; 0 without memory. hits: room for twice as many. */
+static int mark_best(found *set, const int64_t *slots, long size, long wanted, const uint64_t *keys, hit *hits) {
+    if (size <= wanted) {
+        for (long at = 0; at < size; at++) mark(set, slots[at]);
+        return 1;
+    }
+    ranked(slots, set->scores, size, hits);
+    if (!settle_ties(hits, size, wanted, wanted + 1, keys)) return 0;
+    for (long at = 0; at < wanted; at++) mark(set, hits[at].slot);
+    return 1;
 }
 
 /* What is asked for besides the best of the chosen slots: the best of those that are also held, and others. */
@@ -332,31 +373,34 @@ typedef struct {
 } company;
 
 /* Fills a set whose scores are room to work in, as are slots; 0 without memory. */
-static int surveyed(const planes *rows, const choice *from, long known, const coarse *near, const float *query,
-                    const uint64_t *keys, long wanted, const company *also, long wanted_held, int32_t *slots, found *set) {
-    int32_t levels[LEVELS], *held_slots = slots + from->count;
-    bound(rows, from, near, set->scores, levels);
-    long size = reaching(from, set->scores, floor_of(levels, wanted), slots);
-    long of_held = held_reaching(from, near, set, also->held, also->held_count, wanted_held, levels, held_slots);
-    hit *hits = malloc((2 * (size + of_held) + also->other_count + 1) * sizeof *hits), *held_hits = hits + 2 * size;
-    if (!hits) return 0;
-    scored(rows, from, query, slots, size, hits);
-    scored(rows, from, query, held_slots, of_held, held_hits);
-    size = cut(hits, size, wanted, keys);
-    of_held = cut(held_hits, of_held, wanted_held, keys);
-    for (long at = 0; at < size; at++) mark(set, hits[at].slot, hits[at].score);
-    for (long at = 0; at < of_held; at++) mark(set, held_hits[at].slot, held_hits[at].score);
-    int whole = size >= 0 && of_held >= 0;
-    size = 0;
+static int surveyed(const vector_rows *stored, const choice *from, const coarse *near, const float *query, const uint64_t *keys,
+                    long wanted, const company *also, long wanted_held, int64_t *slots, found *set) {
+    planes rows = planes_of(stored);
+    int32_t levels[LEVELS];
+    bound(&rows, from, near, set->scores, levels);
+    long size = reaching(from, set->scores, floor_of(levels, wanted), slots), all = size;
+    int64_t *held = slots + from->count + also->held_count + also->other_count;
+    long of_held = held_reaching(from, near, set, also->held, also->held_count, wanted_held, levels, held);
+    /* Whoever has a row and is spoken of, each once: they are scored together. */
+    for (long at = 0; at < size; at++) mark(set, slots[at]);
+    for (long at = 0; at < of_held; at++)
+        if (is_marked_now(set, held[at])) slots[all++] = held[at];
     for (long at = 0; at < also->other_count; at++) {
         int64_t slot = also->others[at];
-        if (slot < 0 || is_marked(set, slot)) continue;
-        mark(set, slot, NAN);
-        if (slot < known && from->present[slot]) hits[size++].slot = slot;
+        if (slot >= 0 && slot < stored->known && from->present[slot] && is_marked_now(set, slot)) slots[all++] = slot;
     }
-    score_all(rows, from, query, hits, size);
-    for (long at = 0; at < size; at++) set->scores[hits[at].slot] = hits[at].score;
+    hit *hits = malloc((2 * all + 1) * sizeof *hits);
+    if (!hits) return 0;
+    score_all(stored, from, query, slots, all, (float *)hits, set->scores);
+    for (long at = 0; at < all; at++) set->marks[slots[at] / 64] = 0;
+    int whole = mark_best(set, slots, size, wanted, keys, hits) && mark_best(set, held, of_held, wanted_held, keys, hits);
     free(hits);
+    for (long at = 0; at < also->other_count; at++) {
+        int64_t slot = also->others[at];
+        if (slot < 0) continue;
+        mark(set, slot);
+        if (slot >= stored->known || !from->present[slot]) set->scores[slot] = NAN;
+    }
     return whole;
 }
 
@@ -366,17 +410,16 @@ static int surveyed(const planes *rows, const choice *from, long known, const co
 long survey(const vector_rows *stored, const uint8_t *allowed, long allowed_count, const float *query, const uint64_t *keys,
             long key_count, long wanted, const int64_t *held, long held_count, long wanted_held, const int64_t *others,
             long other_count, int64_t *slots, double *cosines) {
-    long known = stored->known, size = known, written = -1;
+    long size = stored->known, written = -1;
     for (long at = 0; at < other_count; at++)
         if (others[at] >= size) size = others[at] + 1;
-    planes rows = planes_of(stored);
     choice from = choice_of(stored, allowed, allowed_count, key_count);
     company also = {held, others, held_count, other_count};
     coarse near = {0};
     found set = {calloc(size / 64 + 1, sizeof *set.marks), malloc((size + 1) * sizeof *set.scores)};
-    int32_t *room = malloc((from.count + held_count + 1) * sizeof *room);
-    if (set.marks && set.scores && room && make_coarse(&near, query, rows.width) &&
-        surveyed(&rows, &from, known, &near, query, keys, wanted, &also, wanted_held, room, &set)) {
+    int64_t *room = malloc((from.count + 2 * held_count + other_count + 1) * sizeof *room);
+    if (set.marks && set.scores && room && make_coarse(&near, query, stored->width) &&
+        surveyed(stored, &from, &near, query, keys, wanted, &also, wanted_held, room, &set)) {
         written = 0;
         for (long word = 0; word <= size / 64; word++)
             for (uint64_t marks = set.marks[word]; marks; marks &= marks - 1) {

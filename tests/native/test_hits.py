@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from dakera_cluster.native import hits
+from dakera_cluster.native import hits, order
 
 
 @pytest.mark.parametrize("count", [0, 1, 20, 300, 5_000])
@@ -24,6 +24,23 @@ def test_the_best_are_those_of_a_sort(count: int, levels: int, masked: bool) -> 
     expected = places[np.lexsort((slots[places], keys[slots[places]], -known))]
     for wanted in (0, 1, 48, 192, count + 1):
         assert hits.best(slots, scores, keys, wanted, allowed).tolist() == expected[:wanted].tolist()
+
+
+@pytest.mark.parametrize("count", [20, 200, 3_000])
+@pytest.mark.parametrize("apart", [1e-15, 1e-9, 1.0])
+def test_scores_that_crowd_together_are_told_apart(count: int, apart: float) -> None:
+    """Beside one far off, the first bytes of all the others are the same: all of them, some, hardly any."""
+    steps = np.random.default_rng(count).integers(0, count, count)
+    scores = 1 + apart * steps
+    scores[count // 2] = 1e300
+    keys = np.arange(count, 0, -1).astype(np.uint64)
+    expected = np.lexsort((keys, -scores))
+    for wanted in (1, count // 2, count):
+        assert hits.best(np.arange(count), scores, keys, wanted).tolist() == expected[:wanted].tolist()
+        assert order.best(scores, keys, wanted).tolist() == expected[:wanted].tolist()
+    rising = 1 + apart * np.arange(count)
+    rising[0] = -1e300
+    assert order.best(rising, keys, count).tolist() == np.argsort(-rising, kind="stable").tolist()
 
 
 def test_infinite_scores_have_their_place() -> None:

@@ -131,6 +131,28 @@ def test_exact_matches_are_maxsim_in_the_best_run(width: int, tokens: int) -> No
     assert not best[:, 3].any()
 
 
+@pytest.mark.parametrize("width", [384, 128, 96])
+@pytest.mark.parametrize("tokens", [1, 6, 18])
+def test_runs_of_any_length_find_their_greatest(width: int, tokens: int) -> None:
+    """Tokens are matched many at once, whosever they are: runs that end within, at and beyond those."""
+    case = LateCase(width, tokens)
+    rng = np.random.default_rng(2)
+    lengths = np.array([64, 1, 63, 0, 150, 20, 41, 1, 1, 0, 128, 7, *rng.integers(1, 40, 20)])
+    case.signs = rng.integers(0, 256, (900, width // 8), dtype=np.uint8)
+    case.runs = rng.integers(0, 900 - lengths), lengths, np.arange(len(lengths))
+    # The greatest sums there can be, at the first and at the last place of a run.
+    case.signs[case.runs[0][4]] = np.packbits(case.steps[0] > 0)
+    case.signs[case.runs[0][10] + 127] = np.packbits(case.steps[-1] > 0)
+    case.best, case.first = np.zeros((tokens, len(lengths)), np.float32), np.zeros(len(lengths))
+    best, _ = case.matched(late.exact)
+    plus_minus = 2 * np.unpackbits(case.signs, axis=1).astype(np.int64) - 1
+    dots = case.steps.astype(np.int64) @ plus_minus.T
+    least = -np.abs(case.steps.astype(np.int64)).sum(axis=1)
+    for begin, length, owner in zip(*case.runs, strict=True):
+        greatest = dots[:, begin : begin + length].max(axis=1, initial=least.min()) if length else least
+        assert np.array_equal(best[:, owner], (greatest * case.query.scales).astype(np.float32))
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_greatest_steps_and_all_signs_alike_do_not_overflow(sign: int) -> None:
     case = LateCase(4096, 10)
@@ -280,13 +302,18 @@ def test_every_processor_finds_the_same_bits(tmp_path: Path, monkeypatch: pytest
     scales = (1 / np.linalg.norm(rows.astype(np.float64), axis=1)).astype(np.float32)
     unit = (query / np.linalg.norm(query)).astype(np.float32)
     _kept, stored = rows_of(rows, scales)
+    # Rows of whole lanes, among them one of nothing, whose product is zero and not minus zero.
+    narrow = rows[:, :384].copy()
+    narrow[7] = 0
+    _kept_too, even = rows_of(narrow)
     score, weight = rng.random((40, 30)).astype(np.float32), rng.random(40)
 
     def results() -> list[np.ndarray]:
-        cases = [LateCase(384, 9), LateCase(40, 19), LateCase(128, 35)]
+        cases = [LateCase(384, 9), LateCase(40, 19), LateCase(128, 35), LateCase(96, 7)]
         matched = [part for case in cases for part in case.matched(late.exact)]
         return [
             vectors.gather(stored, np.arange(300), query),
+            vectors.gather(even, np.arange(300), query[:384].copy()),
             *vectors.nearest(stored, None, unit, 90),
             *matched,
             *LateCase(392, 11).matched(late.estimated),
