@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dakera_cluster.native.library import NULL, allocated, buffer, filled, given, kernels
+from dakera_cluster.native.library import NULL, allocated, filled, given, kernels, seen
 
 MAX_WIDTH = 4096
 MAX_TOKENS = 64
@@ -77,7 +77,7 @@ class Query:
 
     def _ready(self) -> NDArray[np.uint8]:
         kernels.late_ready(self.struct)
-        return np.frombuffer(buffer(self._room), np.uint8)
+        return np.frombuffer(seen(self._room), np.uint8)
 
 
 class Stored:

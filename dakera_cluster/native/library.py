@@ -70,18 +70,14 @@ def allocated(kind: str, count: int) -> Any:
     return newp(_type_of(f"{kind}[]"), count)
 
 
-def buffer(room: Any) -> memoryview:
-    """The bytes of what was allocated, which live as long."""
-    return memoryview(_ffi.buffer(room))
-
-
 def filled(kind: str, values: Any) -> Any:
     """A new array or structure of kernels.h with these values; it lives as long as what is returned."""
     return newp(_type_of(kind), values)
 
 
-def seen(pointer: Any, size: int) -> Any:
-    """So many bytes of what a pointer points to, which must outlive it; a slice is a copy, as bytes."""
+def seen(pointer: Any, size: int = -1) -> Any:
+    """So many bytes of what a pointer points to, or all of what was allocated, which must outlive it; a slice is a copy, as
+    bytes."""
     return buffer(pointer, size)
 
 
