@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import msgspec
 
-KEPT_BYTES = 4 << 20
-"""Of rows that one view keeps; beyond it those that were kept first go first."""
+KEPT_BYTES = 8 << 20
+"""Of rows that one view keeps, about twenty thousand short memories; beyond it those that were kept first go first."""
 BYTES_PER_ROW = 220
 """Of a kept row beside its body and usage."""
 

@@ -14,7 +14,7 @@ import numpy as np
 from dakera_cluster.model.memories import readable_in
 from dakera_cluster.retrieval.engine import Ranking, rank
 from dakera_cluster.retrieval.options import Settings
-from dakera_cluster.retrieval.query import QueryFeatures
+from dakera_cluster.retrieval.query import EmbeddedQuery
 from dakera_cluster.shard.attributes import NO_SESSION
 from dakera_cluster.shard.kept_rows import KeptRow
 from dakera_cluster.shard.ops import Hit, Hits, Recall
@@ -28,7 +28,9 @@ MAX_NEIGHBOURS = 20
 def recall(view: NamespaceView, replica: Replica, request: Recall, settings: Settings) -> Hits:
     """The best memories for a question."""
     allowed = view.allowed(request.where, request.now_ms)
-    ranking = rank(view, _query(request), request.options, settings, allowed)
+    embedded = EmbeddedQuery(request.vector, request.token_ids, request.token_vectors)
+    query = embedded.features(request.text, request.now_ms / 1000)
+    ranking = rank(view, query, request.options, settings, allowed)
     started = time.perf_counter_ns()
     slots = ranking.slots.tolist()
     hits = _hits(view, replica, slots, ranking)
@@ -36,14 +38,6 @@ def recall(view: NamespaceView, replica: Replica, request: Recall, settings: Set
     extra = _hits(view, replica, beside, None)
     timings = {**ranking.timings_us, "fetch": (time.perf_counter_ns() - started) // 1000}
     return Hits(hits, len(view), ranking.candidates, timings, extra, ranking.kind.value, ranking.reranked)
-
-
-def _query(request: Recall) -> QueryFeatures:
-    vector = np.frombuffer(request.vector, dtype="<f4") if request.vector is not None else None
-    ids = np.array(request.token_ids, dtype=np.int32)
-    width = len(vector) if vector is not None else 0
-    tokens = np.frombuffer(request.token_vectors, dtype="<f2").reshape(len(ids), width)
-    return QueryFeatures(request.text, vector, tokens, ids, request.now_ms / 1000)
 
 
 def _hits(view: NamespaceView, replica: Replica, slots: list[int], ranking: Ranking | None) -> list[Hit]:

@@ -86,7 +86,11 @@ async def test_time_that_runs_out_leaves_the_tail_unscored(installed: store.Inst
 
 async def test_waiting_counts_as_time(installed: store.InstalledModel) -> None:
     scorer, reranker = stepped(installed, budget_ms=3500)
-    first, second = await asyncio.gather(reranker.score(QUERY, TEXTS), reranker.score(QUERY, TEXTS))
+    scorer.go.clear()  # no time goes by before both have begun to wait
+    asked = [asyncio.create_task(reranker.score(QUERY, TEXTS)) for _ in range(2)]
+    await asyncio.to_thread(scorer.entered.wait, 30)
+    scorer.go.set()
+    first, second = await asyncio.gather(*asked)
     assert (len(first.logits), first.reason) == (4, "")
     assert (len(second.logits), second.reason) == (0, OUT_OF_TIME)
     assert scorer.passes == 4
