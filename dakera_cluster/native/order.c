@@ -2,8 +2,8 @@
 
 #include "hits.h"
 
-/* The places of the best, in order: by score, then key, then place; returns how many, -1 without memory. What is no number comes
-   last, like the least there is. */
+/* The places of the best, in order: by score, then key, then place; returns how many, -1 without memory. What is no number
+   comes last, like the least there is. */
 long order_best(const double *scores, const uint64_t *keys, long count, long wanted, int64_t *order) {
     long size = wanted < count ? wanted : count;
     if (size <= 0) return 0;

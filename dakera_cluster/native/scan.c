@@ -193,7 +193,8 @@ INLINED long next_block(const choice *from, long first, long end, float *bounds,
 }
 
 /* The upper bounds of the cosines of rows, and the levels that they reach at least. */
-INLINED void bound_of(const coarse *query, const int32_t *sums, const float *scales, long count, float *upper, int32_t *reached) {
+INLINED void bound_of(const coarse *query, const int32_t *sums, const float *scales, long count, float *upper,
+                      int32_t *reached) {
     for (long place = 0; place < count; place++) {
         float near = (float)(sums[place] * query->step + query->offset) * scales[place];
         float doubt = doubt_of(query, scales[place]);

@@ -1,5 +1,5 @@
-/* Dot products of one float query with chosen rows (planes.h), summed in one fixed order: a row scores the same wherever it lies
-   and whatever lies beside it. */
+/* Dot products of one float query with chosen rows (planes.h), summed in one fixed order: a row scores the same wherever it
+   lies and whatever lies beside it. */
 
 #include "planes.h"
 
@@ -90,7 +90,8 @@ BY_WORDS static float woven(const planes *rows, int64_t slot, int64_t next, cons
     const char *lines[2] = {row_of(rows->high, rows, next), (const char *)row_of(rows->low, rows, next) - STEP};
     __m512 first = _mm512_setzero_ps(), second = _mm512_setzero_ps();
     for (long at = 0; at < rows->width; at += STEP) {
-        __m256i upper = _mm256_loadu_si256((const __m256i *)(high + at)), lower = _mm256_loadu_si256((const __m256i *)(low + at));
+        __m256i upper = _mm256_loadu_si256((const __m256i *)(high + at));
+        __m256i lower = _mm256_loadu_si256((const __m256i *)(low + at));
         __m512 one = _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_unpacklo_epi8(lower, upper)));
         __m512 other = _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_unpackhi_epi8(lower, upper)));
         _mm_prefetch(lines[at / STEP % 2] + at, _MM_HINT_T0);
@@ -105,7 +106,8 @@ BY_WORDS static float woven(const planes *rows, int64_t slot, int64_t next, cons
     return (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]) + 0.0f;
 }
 
-BY_WORDS static void multiplied_by_words(const planes *rows, const int64_t *slots, long count, const float *query, float *dots) {
+BY_WORDS static void multiplied_by_words(const planes *rows, const int64_t *slots, long count, const float *query,
+                                         float *dots) {
     float turned[MAX_WIDTH];
     for (long at = 0; at < rows->width; at++) {
         long lane = at % STEP, half = lane / LANES, turn = lane / (LANES / 2) % 2;
