@@ -97,6 +97,7 @@ class Segment:
             or int(segment.name_bytes.sum(dtype=np.int64)) != len(segment.names)
         ):
             raise ValueError("a segment's arrays do not match")
+        segment.names.tobytes().decode()  # a name that is no text would fail whoever looks for a prefix
         return segment
 
     def with_prefix(self, prefix: bytes) -> list[bytes]:

@@ -327,6 +327,15 @@ def test_damaged_dump_is_refused_or_harmless(data: st.DataObject) -> None:
     loaded.search("dog river ca*", 10)
 
 
+def test_a_dump_whose_terms_are_no_text_is_refused() -> None:
+    index = FullTextIndex()
+    index.add_many(range(6), ["a dog ran", "cats and dogs", "", "blue river", "paris 2023", "dog dog"])
+    blob = bytearray(index.dump())
+    blob[blob.index(b"blue")] = 0xFF
+    with pytest.raises(CorruptionError):
+        FullTextIndex.load(bytes(blob))
+
+
 def test_parts_of_a_dump_do_not_follow_later_writes() -> None:
     index = FullTextIndex()
     index.add_many(range(20), ["a dog ran"] * 20)
