@@ -261,13 +261,15 @@ def writes_page(m: Measured) -> Page:
         scaled = msgspec.structs.replace(a, agents=round(a.agents * nodes / a.nodes))
         fresh = traffic.delta_bytes_per_s(scaled, f.segment, traffic.USAGE_BYTES)
         anew = traffic.base_bytes_per_s(scaled, shards, f.segment)
+        uploads = traffic.uploads_a_base(scaled, shards, f.segment)
         body.append(
             [
                 f"{nodes:,}", f"{shards:,}", f"{scaled.agents:,}", f"{scaled.memories / shards * f.segment / 1e6:,.0f}",
-                f"{fresh / nodes / 1e3:,.1f}", f"{anew / nodes / 1e6:,.1f}", f"{anew / fresh:,.0f}",
+                f"{fresh / nodes / 1e3:,.1f}", f"{anew / nodes / 1e3:,.1f}", f"{uploads:,.0f}",
             ]
         )  # fmt: skip
-    head = ["nodes", "shards", "agents", "shard, MB", "changed, KB/s and node", "written anew, MB/s and node", "times"]
+    rates = ["changed, KB/s and node", "written anew, KB/s and node"]
+    head = ["nodes", "shards", "agents", "shard, MB", *rates, "uploads a base"]
     return Page(head, body)
 
 

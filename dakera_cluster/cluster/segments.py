@@ -3,10 +3,10 @@ comes back from the bucket alone, up to the last segment.
 
 The first live replica of a shard is its uploader. It keeps, in the shard's manifest, how far in *its own* change log it has
 come; the next uploader cannot continue another replica's log, so it writes a new base (all rows) and goes on from there,
-which also compacts. A base replaces the deltas when these outgrow it. Segments are written before the manifest that names them, and
-deleted after the one that no longer does; the manifest is written by compare-and-swap, so of two replicas that both believe
-to be first one loses and looks again. With the bucket gone nothing waits: the lag grows, and is a metric. Called by the
-composition root; restore is called by the mover's rescue.
+which also compacts. A base replaces the deltas when these outgrow it, in bytes or in number. Segments are written before the
+manifest that names them, and deleted after the one that no longer does; the manifest is written by compare-and-swap, so of
+two replicas that both believe to be first one loses and looks again. With the bucket gone nothing waits: the lag grows, and
+is a metric. Called by the composition root; restore is called by the mover's rescue.
 """
 
 from __future__ import annotations
@@ -38,12 +38,14 @@ RESTORE_ROWS = 256
 
 
 class SegmentSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """``interval_s``: between two looks at all shards; ``segment_rows``: rows of one segment at most; ``max_deltas``: of a
-    shard before a new base is considered."""
+    """``interval_s``: between two looks at all shards; ``segment_rows``: rows of one segment at most; ``min_deltas``: of a
+    shard before a new base is considered; ``max_deltas``: after which it is written in any case, because every upload writes
+    a manifest that names them all, and a restore reads them one by one."""
 
     interval_s: float = 10.0
     segment_rows: int = 20_000
-    max_deltas: int = 24
+    min_deltas: int = 24
+    max_deltas: int = 1_000
 
 
 class SegmentStats(msgspec.Struct):
@@ -187,11 +189,14 @@ class Segments:
             await self._objects.delete(entry.object_key)
 
     def _outgrown(self, manifest: Manifest) -> bool:
-        """Whether the deltas are many *and* weigh as much as the base: then writing it anew costs no more than they did."""
+        """Whether the deltas are many *and* weigh as much as the base: then writing it anew costs no more than they did. Or they
+        are too many, whatever they weigh."""
         base = _progress(manifest).base
         deltas = manifest.segments[base:]
         weight = sum(entry.size_bytes for entry in manifest.segments[:base])
-        return len(deltas) >= self._settings.max_deltas and sum(entry.size_bytes for entry in deltas) >= weight
+        if len(deltas) >= self._settings.max_deltas:
+            return True
+        return len(deltas) >= self._settings.min_deltas and sum(entry.size_bytes for entry in deltas) >= weight
 
     async def _write(self, shard: ShardId, replica: Replica, changed: list[bytes] | None) -> list[SegmentEntry]:
         """Segments of the changed rows, or of all rows."""

@@ -1,7 +1,8 @@
 """How long a node's event loop is held by one look at all shards, measured with the real membership and the real uploader.
 
-`Segments.upload_all` asks membership about the first replica of every shard. The node of this measurement holds no shard, so
-nothing else is done; the other members are made up, told over a push/pull, and nothing listens at their addresses.
+`Segments.upload_all` looks at every shard that the node should hold, and asks membership about the replicas before it. The node
+of this measurement has not fetched its shards yet, so nothing else is done; the other members are made up, told over a
+push/pull, and nothing listens at their addresses.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from dakera_cluster.storage.rows import RowStore
 from ops.scaling.placing import cluster
 
 CLUSTER = "scaling"
-ME = NodeId("observer")
+ME = NodeId("dakera-0000")
 NOWHERE = Address("127.0.0.1", 9)
 CALM = SwimConfig(probe_interval_ms=60_000.0, probe_timeout_ms=1_000.0)
 
@@ -44,7 +45,9 @@ def scan_s(nodes: int, shards: int, rf: int) -> float:
 
 async def _scan_s(directory: Path, nodes: int, shards: int, rf: int) -> float:
     live = cluster(nodes)
-    members = tuple(Update(node, BootId(1), 1, NodeState.ALIVE, node, NOWHERE, {"disk": 1}) for node in live)
+    members = tuple(
+        Update(node, BootId(1), 1, NodeState.ALIVE, node, NOWHERE, {"disk": 1}) for node in live if node != ME
+    )
 
     async def push_pull(_: Address, __: bytes) -> bytes:
         return encode_sync(CLUSTER, Sync(members[0].node, BootId(1), ClusterState(), members))
@@ -70,7 +73,7 @@ async def _scan_s(directory: Path, nodes: int, shards: int, rf: int) -> float:
 
         def listen(event: object) -> None:
             heard.append(event)
-            if len(heard) >= nodes:
+            if len(heard) >= len(members):
                 complete.set()
 
         gossip.subscribe(listen)

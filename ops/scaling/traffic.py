@@ -25,6 +25,7 @@ from dakera_cluster.protocols.members import Address, NodeState, Update
 from dakera_cluster.protocols.packets import ClusterState, Sync, encode_sync
 from dakera_cluster.protocols.swim_config import SwimConfig
 from dakera_cluster.storage.objects import LIST_LIMIT
+from dakera_cluster.storage.segments import Manifest, SegmentEntry, encode_manifest
 from ops.scaling.assumptions import MONTH_S, Assumptions
 
 SWIM_TABLES = Path(__file__).resolve().parent.parent / "SWIM.md"
@@ -104,6 +105,10 @@ class Line(msgspec.Struct, frozen=True):
         return MONTH_S * (self.puts_per_s * a.put_price + self.gets_per_s * a.get_price)
 
 
+USAGE_BYTES = 150.0
+"""A usage row with its key in a segment."""
+
+
 def list_calls(objects: int) -> int:
     """Calls that a listing of ``objects`` takes: pages until an empty one."""
     return math.ceil(objects / LIST_LIMIT) + 1
@@ -129,10 +134,29 @@ def uploads_per_s(a: Assumptions, shards: int) -> float:
     return shards * dirty_share(shard_writes_per_s(a), shards, interval_s) / interval_s
 
 
+def uploads_a_base(a: Assumptions, shards: int, segment_bytes: float) -> float:
+    """Uploads of a shard until all of it is written anew: as many as weigh what it weighs, within the bounds of their number."""
+    settings, fresh = SegmentSettings(), delta_bytes_per_s(a, segment_bytes, USAGE_BYTES)
+    if not fresh:
+        return math.inf
+    needed = a.memories / shards * segment_bytes * uploads_per_s(a, shards) / fresh
+    return min(settings.max_deltas, max(settings.min_deltas, needed)) + 1
+
+
+def manifest_bytes(segments: int) -> int:
+    """Of a shard with so many."""
+    key = f"{'memory-of-an-agent-0123456789':64}".encode()
+    entry = SegmentEntry(
+        object_key=f"segments/00001/node-1-{0:016x}.seg", digest="0" * 64, size_bytes=20_000, rows=60,
+        first_key=key, last_key=key, meta={"shard": 1, "node": "node-1"},
+    )  # fmt: skip
+    manifest = Manifest(name="segments/00001/manifest", sequence=1, segments=(entry,) * segments, meta={})
+    return len(encode_manifest(manifest))
+
+
 def base_bytes_per_s(a: Assumptions, shards: int, segment_bytes: float) -> float:
-    """A shard is written anew, all of it, after ``max_deltas`` uploads, whatever its size."""
-    shard_bytes = a.memories / shards * segment_bytes
-    return uploads_per_s(a, shards) / (SegmentSettings().max_deltas + 1) * shard_bytes
+    """Of shards that are written anew, all of them."""
+    return uploads_per_s(a, shards) / uploads_a_base(a, shards, segment_bytes) * a.memories / shards * segment_bytes
 
 
 def delta_bytes_per_s(a: Assumptions, segment_bytes: float, usage_bytes: float) -> float:
@@ -145,7 +169,8 @@ def bucket(
     """All that goes to the bucket while nothing fails and nothing moves."""
     lease = LeaseConfig()
     uploads = uploads_per_s(a, shards)
-    bases = uploads / (SegmentSettings().max_deltas + 1)
+    a_base = uploads_a_base(a, shards, segment_bytes)
+    bases = uploads / a_base
     pages = math.ceil(a.memories / shards * body_bytes / BASE_PAGE_BYTES)
     base_bytes = base_bytes_per_s(a, shards, segment_bytes)
     every = f"{DEFAULTS.segment_interval_s} s and changed shard"
@@ -175,16 +200,15 @@ def bucket(
             "segments: changed rows", every, puts_per_s=uploads - bases,
             bytes_per_s=delta_bytes_per_s(a, segment_bytes, USAGE_BYTES),
         ),
-        Line("segments: manifests", every, puts_per_s=uploads),
         Line(
-            "segments: whole shards anew", f"every {SegmentSettings().max_deltas + 1}th upload",
+            "segments: manifests, which name every delta", every, puts_per_s=uploads,
+            bytes_per_s=uploads * manifest_bytes(SegmentSettings().max_deltas // 2),
+        ),
+        Line(
+            "segments: whole shards anew", f"every {a_base:,.0f} uploads of a shard",
             puts_per_s=bases * pages, bytes_per_s=base_bytes,
         ),
     ]  # fmt: skip
-
-
-USAGE_BYTES = 150.0
-"""A usage row with its key in a segment."""
 
 
 def sweep_calls_per_s(nodes: int, shards: int) -> float:

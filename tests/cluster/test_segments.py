@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -116,12 +117,28 @@ async def test_an_upload_ships_only_what_changed(machines: Machines) -> None:
 
 
 async def test_many_deltas_are_compacted_into_a_base_and_deleted(machines: Machines) -> None:
-    one, two = await machines.add("one", SegmentSettings(max_deltas=3)), await machines.add("two")
+    one, two = await machines.add("one", SegmentSettings(min_deltas=3)), await machines.add("two")
     for number in range(12):
         await one.write(number)
         await one.segments.upload_all()
     segments = [info.key for info in await machines.objects.list(PREFIX) if info.key.endswith(".seg")]
     assert len(segments) <= 5
+    await two.segments.restore(SHARD)
+    assert two.rows() == one.rows()
+
+
+async def test_deltas_are_bounded_in_number_however_little_they_weigh(machines: Machines) -> None:
+    one = await machines.add("one", SegmentSettings(min_deltas=2, max_deltas=5))
+    for number in range(200):
+        await one.write(number, random.Random(number).randbytes(200).hex())
+    await one.segments.upload_all()
+    most = 0
+    for number in range(1_000, 1_012):
+        await one.write(number, "small")
+        await one.segments.upload_all()
+        most = max(most, sum(info.key.endswith(".seg") for info in await machines.objects.list(PREFIX)))
+    assert most == 1 + 5
+    two = await machines.add("two")
     await two.segments.restore(SHARD)
     assert two.rows() == one.rows()
 

@@ -92,7 +92,7 @@ def test_requests_to_the_bucket_grow_as_the_intervals_say() -> None:
     assert look[1].gets_per_s - look[0].gets_per_s == 1_000.0
     lists = by_what["catalog: everybody lists 10,000 namespaces"]
     assert (lists[0].puts_per_s, lists[1].puts_per_s) == (22.0, 2_222.0)
-    manifests = by_what["segments: manifests"]
+    manifests = by_what["segments: manifests, which name every delta"]
     assert manifests[0] == manifests[1]
     assert manifests[0].puts_per_s == pytest.approx(64 / 30.0)
     quiet = msgspec.structs.replace(a, daily_share=0.0)
