@@ -90,7 +90,7 @@ class MoverSettings(msgspec.Struct, frozen=True, kw_only=True):
     shards_at_once: int = 2
     bytes_per_s: float = 32 << 20
     page_bytes: int = 1 << 20
-    share: float = 0.2
+    share: float = 0.125
     """Of the node's processors, for shards that join it while users ask it or the source; a lost disk is refilled at once."""
     transfer: TransferConfig = TransferConfig()
 
