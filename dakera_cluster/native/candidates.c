@@ -142,7 +142,7 @@ static long look_around(const talk_links *talk, const vector_rows *rows, const o
     long size = spread(talk, taken->found, words->bm25 + 1, words->found, allowed, allowed_count, wanted, far->around, far->reach,
                        far->budget, near);
     if (size >= 0) {
-        memcpy(near + size, others, other_count * sizeof *near);
+        if (other_count) memcpy(near + size, others, other_count * sizeof *near);
         size += other_count;
         if (!rows) memcpy(slots, near, size * sizeof *slots);
     }
