@@ -54,8 +54,7 @@ def look(
     them come the nearest to ``vector`` (float32[d]) and, of those that hold a rare name, more of the nearest; each candidate
     stands once, in ascending order, with its cosine (float64[n], NaN without a row). With rows and ``how`` (which must be
     of no particular candidates), ``(slots, columns)`` are those of ``windows.fused``, and if there are any the ``second`` look
-    follows. Raises MemoryError, and ValueError for
-    a memory beyond the lengths or without a key.
+    follows. Raises MemoryError, and ValueError for a memory beyond the lengths or without a key.
     """
     most = far.most if others is None else far.most + len(others)
     found = Found(asked.terms, lists.lengths, CELL * (1 + COLUMNS) * most)

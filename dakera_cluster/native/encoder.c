@@ -31,8 +31,7 @@
 enum { NO_TOKENS, SIGNS, SIGNS_AND_HALVES };
 
 int encoder_runs(void) {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+    return has_avx512() && __builtin_cpu_supports("avx512vnni");
 }
 
 #ifdef HAS_TILES

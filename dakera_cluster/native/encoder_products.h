@@ -9,7 +9,7 @@
 
 #include "tiles.h"
 
-#define FAST __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")))
+#define FAST __attribute__((target(AVX512 ",avx512vnni,avx2,fma")))
 #define FAST_INLINED FAST INLINED
 /* Floats of a vector, and columns of a panel: four vectors. */
 #define LANES 16

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from dakera_cluster.native.library import filled, given, kernels
+from dakera_cluster.native.library import OverArrays, filled, given, kernels
 
 
-class Importance:
+class Importance(OverArrays):
     """By slot: as ``stored`` (float32, 0 to 1), and Unix times of creation (``created``: int64, s) and last access
-    (``accessed_ms``: int64). Good for as long as its arrays are the owner's."""
+    (``accessed_ms``: int64)."""
 
     def __init__(self, stored: NDArray[np.float32], created: NDArray[np.int64], accessed_ms: NDArray[np.int64]) -> None:
         self.arrays = (stored, created, accessed_ms)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dakera_cluster.native.library import NULL, allocated, filled, given, kernels, seen
+from dakera_cluster.native.library import NULL, OverArrays, allocated, filled, given, kernels, seen
 
 MAX_WIDTH = 4096
 MAX_TOKENS = 64
@@ -80,7 +80,7 @@ class Query:
         return np.frombuffer(seen(self._room), np.uint8)
 
 
-class Stored:
+class Stored(OverArrays):
     """The tokens of memories: ``signs`` uint8[rows, d / 8]; by slot, ``starts`` (int64) and ``counts`` (int32) of their rows. Good
     for as long as its arrays are the owner's."""
 

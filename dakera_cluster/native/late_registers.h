@@ -7,7 +7,7 @@
 #define MATCHES_IN_REGISTERS
 #include <immintrin.h>
 
-#define BY_REGISTERS __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")))
+#define BY_REGISTERS __attribute__((target(AVX512 ",avx512vbmi,avx512vnni")))
 
 /* Stored tokens of a register, registers of them that are matched together, and dimensions whose signs are spread together. */
 #define ABREAST 16
@@ -16,8 +16,7 @@
 #define SPREAD_BITS 128
 
 INLINED int has_registers(void) {
-    return __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni") &&
-           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    return has_avx512() && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
 }
 
 /* tables: [tokens, width / 8, 32], of each byte of signs what its lower four bits select, then its upper; a byte has the first

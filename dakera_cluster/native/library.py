@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
+from operator import is_
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,16 @@ def listed(pointer: Any, count: int) -> list[Any]:
     """So many of the numbers that a pointer points to."""
     found: list[Any] = unpack(pointer, count)
     return found
+
+
+class OverArrays:
+    """What kernels read of ``arrays`` that are somebody else's: good for as long as they are the owner's."""
+
+    arrays: tuple[np.ndarray, ...]
+
+    def is_of(self, *arrays: np.ndarray) -> bool:
+        """Whether they still are: the owner makes new ones when it grows."""
+        return all(map(is_, self.arrays, arrays))
 
 
 @cache

@@ -1,5 +1,5 @@
-/* Rows in 16-bit fixed point. A row lies in two planes, its high bytes (signed) and its low bytes: value = 256 * high + low. A plane lies
-   in chunks of chunk_rows rows. */
+/* Rows in 16-bit fixed point. A row lies in two planes, its high bytes (signed) and its low bytes: value = 256 * high + low. A
+   plane lies in chunks of chunk_rows rows. */
 
 #pragma once
 #include "portable.h"

@@ -20,6 +20,16 @@
 #define FOR_EVERY_PROCESSOR
 #endif
 
+#if defined(__x86_64__) && defined(__GNUC__)
+/* For target attributes, and whether this processor has it: what all that is written for 512 bits needs. */
+#define AVX512 "avx512f,avx512bw,avx512dq,avx512vl"
+
+static inline int has_avx512(void) {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl");
+}
+#endif
+
 /* Tokens of a question, at most. */
 #define MAX_TOKENS 64
 

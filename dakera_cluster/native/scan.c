@@ -92,7 +92,7 @@ static void high_sums(const int8_t *const *rows, long count, long width, const c
 
 /* The same sums in products of bytes: high bytes are read as unsigned (128 more), which the total of the steps takes back.
    Sums wrap around, and end within 32 bits. */
-__attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni"))) static void high_sums_of_bytes(
+__attribute__((target(AVX512 ",avx512vnni"))) static void high_sums_of_bytes(
     const int8_t *const *rows, long count, long width, const coarse *query, int32_t *sums) {
     const __m512i middle = _mm512_set1_epi8((char)0x80);
     for (long first = 0; first < count; first += GROUP) {
@@ -132,8 +132,7 @@ static void (*sums_of)(const int8_t *const *, long, long, const coarse *, int32_
 __attribute__((constructor)) static void choose_sums(void) {
 #ifdef FOR_THIS_PROCESSOR
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-        sums_of = high_sums_of_bytes;
+    if (has_avx512() && __builtin_cpu_supports("avx512vnni")) sums_of = high_sums_of_bytes;
 #endif
 }
 
@@ -242,8 +241,8 @@ static void bound(const planes *rows, const choice *from, const coarse *query, f
 }
 
 /* scores: by slot, the cosines of slots, all of which are present. dots: room for as many. */
-static void score_all(const vector_rows *stored, const choice *from, const float *query, const int64_t *slots, long count, float *dots,
-                      float *scores) {
+static void score_all(const vector_rows *stored, const choice *from, const float *query, const int64_t *slots, long count,
+                      float *dots, float *scores) {
     dots_gather(stored, slots, count, query, dots);
     for (long at = 0; at < count; at++) {
         float score = dots[at] * from->scales[slots[at]];

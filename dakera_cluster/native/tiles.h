@@ -12,7 +12,7 @@
 #define HAS_TILES
 #include <immintrin.h>
 
-#define TILED __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,amx-tile,amx-int8")))
+#define TILED __attribute__((target(AVX512 ",avx512vnni,avx2,fma,amx-tile,amx-int8")))
 
 /* What _tile_loadconfig reads: Intel's manual, volume 1, 18.3. */
 typedef struct {

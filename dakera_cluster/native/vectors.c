@@ -74,12 +74,8 @@ static void multiplied(const planes *rows, const int64_t *slots, long count, con
 #ifdef FOR_THIS_PROCESSOR
 #include <immintrin.h>
 
-#define BY_WORDS __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl")))
+#define BY_WORDS __attribute__((target(AVX512)))
 #define STEP (2 * LANES)
-
-INLINED int has_words(void) {
-    return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-}
 
 /* The same products, added in the same order: of each sum, one half of the lanes are of the even ones and the other of the odd
    ones, for that is how words come about that the bytes of two planes are woven into, without a further step. A line of the
@@ -123,7 +119,7 @@ BY_WORDS static void multiplied_by_words(const planes *rows, const int64_t *slot
 void dots_gather(const vector_rows *stored, const int64_t *slots, long count, const float *query, float *dots) {
     planes rows = planes_of(stored);
 #ifdef FOR_THIS_PROCESSOR
-    if (rows.width % STEP == 0 && rows.width <= MAX_WIDTH && has_words()) {
+    if (rows.width % STEP == 0 && rows.width <= MAX_WIDTH && has_avx512()) {
         multiplied_by_words(&rows, slots, count, query, dots);
         return;
     }

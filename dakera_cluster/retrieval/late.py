@@ -5,7 +5,8 @@ token of the question weighs its idf. A long memory is matched passage by passag
 length alone would win. The question's vectors are rounded to integers, so every sum is exact and the result is the same on
 every replica and every processor.
 
-Cost: about 0.03 ms for each 1,000 tokens and 16 question tokens on one core, half of it by tiles (AMX). Called by the engine.
+Cost: about 0.03 ms for each 1,000 tokens and 16 question tokens on one core; half of it by tiles (AMX), and where tables fit into
+registers (AVX-512 VBMI) in proportion to the question's tokens. Called by the engine.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ RAM: d / 8 + 2 bytes a token (50 at 384 dimensions), 12 a slot. Owned by evidenc
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from operator import is_
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,7 +109,7 @@ class TokenStore:
     def stored(self) -> Stored:
         """All tokens as the kernels see them, and what ``runs`` point into, until the next change."""
         own = self._signs, self._starts, self._counts
-        if self._stored is None or not all(map(is_, self._stored.arrays, own)):
+        if self._stored is None or not self._stored.is_of(*own):
             self._stored = Stored(*own)
         return self._stored
 

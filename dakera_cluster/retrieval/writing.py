@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from dakera_cluster.index.analysis import QUERY_STOP_WORDS, STOP_WORDS
 from dakera_cluster.inference.encoding import Encoded, TokenVectors
 from dakera_cluster.model.memories import Field
-from dakera_cluster.retrieval.query import EmbeddedQuery, QueryFeatures
+from dakera_cluster.retrieval.query import EmbeddedQuery
 from dakera_cluster.retrieval.traits import canonical_text
 
 PASSAGE_TOKENS = 126
@@ -150,8 +150,3 @@ def embedded_query(encoded: Encoded | None, rules: PieceRules) -> EmbeddedQuery:
     ids = tokens.ids
     kept = rules.kept(ids, is_query=True)
     return EmbeddedQuery(text.vector, [ids[place] for place in kept], _rows(tokens.halves, len(ids), kept))
-
-
-def query_features(text: str, encoded: Encoded | None, rules: PieceRules, now_s: float) -> QueryFeatures:
-    """The same as the engine takes it."""
-    return embedded_query(encoded, rules).features(text, now_s)

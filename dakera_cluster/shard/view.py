@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from operator import is_
 from typing import Any, Protocol
 
 import msgspec
@@ -270,7 +269,7 @@ class NamespaceView:
     def importance(self) -> Importance:
         """The importance of every document, and its times; good until the next change."""
         own = self.attributes.importance, self.attributes.created, self.attributes.accessed_ms
-        if self._importance is None or not all(map(is_, self._importance.arrays, own)):
+        if self._importance is None or not self._importance.is_of(*own):
             self._importance = Importance(*own)
         return self._importance
 

@@ -139,7 +139,7 @@ class Maker:
     def query(self, text: str, now_s: float = CREATED_S) -> QueryFeatures:
         """The features of a question."""
         encoded = self._encoder.encode([text], TextKind.QUERY, tokens=True)
-        return writing.query_features(text, encoded, self.rules, now_s)
+        return writing.embedded_query(encoded, self.rules).features(text, now_s)
 
     def asked(self, conversation: Conversation) -> Asked:
         """The conversation stored, its questions encoded."""

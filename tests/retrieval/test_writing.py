@@ -12,7 +12,6 @@ from dakera_cluster.retrieval.writing import (
     PieceRules,
     embedded_query,
     pack_tokens,
-    query_features,
     row_fields,
     unpack_tokens,
 )
@@ -78,7 +77,7 @@ def test_a_question_is_made_of_its_telling_tokens() -> None:
         [FERN, SHADE],
         rows.tobytes(),
     )
-    asked = query_features("Who? Fern, shade", encoded, PieceRules(Vocabulary()), 5.0)
+    asked = embedded_query(encoded, PieceRules(Vocabulary())).features("Who? Fern, shade", 5.0)
     assert asked.token_ids.tolist() == [FERN, SHADE]
     np.testing.assert_array_equal(asked.token_vectors, rows)
     assert asked.vector is not None
@@ -88,7 +87,7 @@ def test_a_question_is_made_of_its_telling_tokens() -> None:
 
 @pytest.mark.parametrize("encoded", [None, encoded_of(tokens_of(NO_IDS)), Encoded([EncodedText(b"\0" * 64)], 16)])
 def test_a_question_without_a_model_or_tokens_has_none(encoded: Encoded | None) -> None:
-    asked = query_features("", encoded, PieceRules(Vocabulary()), 5.0)
+    asked = embedded_query(encoded, PieceRules(Vocabulary())).features("", 5.0)
     width = 0 if encoded is None else 16
     assert (asked.vector is None) == (encoded is None)
     assert asked.token_vectors.shape == (0, width) and asked.token_ids.shape == (0,)

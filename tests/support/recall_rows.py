@@ -56,4 +56,4 @@ def row(content: str, *, passages: Sequence[str] | None = None, **fields: Any) -
 
 
 def question(text: str, now_s: float = 1_700_000_000) -> QueryFeatures:
-    return writing.query_features(text, encoded([text], is_query=True), RULES, now_s)
+    return writing.embedded_query(encoded([text], is_query=True), RULES).features(text, now_s)
