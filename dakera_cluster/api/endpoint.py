@@ -24,7 +24,7 @@ from dakera_cluster.api.decode import Decoder, decode_query
 from dakera_cluster.api.headers import HeaderPolicy
 from dakera_cluster.api.limits import Allowance
 from dakera_cluster.api.metrics import UNKNOWN_PATH
-from dakera_cluster.api.reply import Reply, header_lines
+from dakera_cluster.api.reply import Reply, header_lines, without
 from dakera_cluster.api.route import Call, NoBody, Raw, Route
 from dakera_cluster.api.runtime import Runtime
 from dakera_cluster.api.streams import EventStream
@@ -292,8 +292,8 @@ class Exchange:
     def encoded(self, answer: Any) -> tuple[bytes, str]:
         """Body and header lines of an answer."""
         if isinstance(answer, Raw):
-            more = header_lines({"Content-Type": answer.content_type, **answer.headers})
-            return answer.body, self._headers() + more
+            own = {"Content-Type": answer.content_type, **answer.headers}
+            return answer.body, without(self._headers(), answer.headers) + header_lines(own)
         return self._runtime.encode(answer), self._headers() + _JSON_LINE
 
     async def packed(self, body: bytes, head: str) -> tuple[bytes, str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from email.utils import formatdate
 from functools import lru_cache
 
@@ -27,6 +27,16 @@ def header_lines(headers: Mapping[str, str]) -> str:
     if any(map(_FORBIDDEN.search, lines)):
         raise ValueError("a header holds a control character")
     return "".join(f"{line}\r\n" for line in lines)
+
+
+def without(lines: str, names: Collection[str]) -> str:
+    """Header ``lines`` but for those of these names, whatever their case: an answer's own header stands instead of a common one,
+    not beside it."""
+    if not names:
+        return lines
+    left_out = {name.lower() for name in names}
+    kept = [line for line in lines.split("\r\n") if line.partition(":")[0].lower() not in left_out]
+    return "\r\n".join(kept)
 
 
 class Reply(web.StreamResponse):
